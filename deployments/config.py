@@ -1,0 +1,159 @@
+"""The tree of ``args`` in ``serve_config.yaml``: what is served and under which policy.
+
+A person types this file, so unknown keys are errors, and an error names the key, the
+value and what would be right. The numbers of the specification are the defaults here
+and nowhere else. What changes at run time lives in the database, not in this tree.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.contracts import Priority
+from models.errors import ConfigError
+
+PositiveSeconds: TypeAlias = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PriorityClass(Section):
+    """One waiting room (spec B2). ``weight``: its share of the picks while all wait."""
+
+    capacity: int = Field(ge=1)
+    weight: int = Field(ge=1)
+    timeout_s: PositiveSeconds
+    """How long a request may wait to be started."""
+
+
+class QueueConfig(Section):
+    vip: PriorityClass = PriorityClass(capacity=100, weight=8, timeout_s=5)
+    standard: PriorityClass = PriorityClass(capacity=1000, weight=4, timeout_s=30)
+    low: PriorityClass = PriorityClass(capacity=500, weight=1, timeout_s=60)
+
+    def classes(self) -> dict[Priority, PriorityClass]:
+        return {Priority.VIP: self.vip, Priority.STANDARD: self.standard, Priority.LOW: self.low}
+
+
+class Replicas(Section):
+    """How many copies run, and when that changes (Serve's autoscaler)."""
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=16, gt=0)
+    upscale_delay_s: float = Field(default=10, ge=0)
+    downscale_delay_s: float = Field(default=120, ge=0)
+    metrics_interval_s: PositiveSeconds = 2
+    max_ongoing_requests: int = Field(default=2048, ge=1)
+    """Far above the batch slots: waiting is done in our queue, which knows priorities."""
+    drain_s: float = Field(default=30, ge=0)
+    """How long a replica that is being stopped may finish what it has begun."""
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class EngineConfig(Section):
+    """The embedded engine: continuous batching for any Hugging Face causal LM."""
+
+    slots: int = Field(default=32, ge=1, le=1024)
+    """Sequences decoded together; each owns one contiguous KV slot."""
+    context: int | None = Field(default=None, ge=16)
+    """Tokens of prompt and output a sequence may have; default: what the model was trained for."""
+    step_tokens: int = Field(default=256, ge=16)
+    """Token budget of one step: what decoding leaves over is spent on prefill chunks."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads; default: the replica's CPUs."""
+    max_choices: int = Field(default=16, ge=1)
+    """The largest ``n``."""
+
+
+class GenerateModel(Section):
+    """A chat or completion model."""
+
+    task: Literal["generate"]
+    source: str
+    sha256: str | None = None
+    engine: EngineConfig = EngineConfig()
+    queue: QueueConfig = QueueConfig()
+    replicas: Replicas = Replicas()
+
+
+class BatcherConfig(Section):
+    """Batching of a fixed-cost model. ``queue``: our priority queue, which takes all that
+    waits when the previous batch ends; ``serve``: Ray Serve's ``@serve.batch``."""
+
+    kind: Literal["queue", "serve"] = "queue"
+    max_batch_size: int = Field(default=32, ge=1)
+    max_wait_s: float = Field(default=0.0, ge=0)
+    """How long a first request waits for company while the model is idle."""
+
+
+class EmbedModel(Section):
+    """A sentence encoder: mean pooling and L2 normalisation over its last hidden state."""
+
+    task: Literal["embed"]
+    source: str
+    sha256: str | None = None
+    max_tokens: int = Field(default=256, ge=8)
+    """Longer inputs are an error, never cut in silence."""
+    threads: int = Field(default=1, ge=1)
+    batcher: BatcherConfig = BatcherConfig()
+    queue: QueueConfig = QueueConfig()
+    replicas: Replicas = Replicas(cpus=0)
+
+
+ModelConfig: TypeAlias = Annotated[GenerateModel | EmbedModel, Field(discriminator="task")]
+
+
+class Cors(Section):
+    allow_origins: tuple[str, ...] = ()
+    """Empty: no cross-origin use."""
+
+
+class GatewayConfig(Section):
+    replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    request_timeout_s: PositiveSeconds = 300
+    """Hard limit from arrival to the last byte of the answer."""
+    predict_timeout_s: PositiveSeconds = 30
+    """The same for fixed-cost models."""
+    compress_above_bytes: int = Field(default=8192, ge=0)
+    sse_keepalive_s: PositiveSeconds = 15
+    start_retries: int = Field(default=3, ge=0)
+    """Attempts on another replica when one is lost before its first output."""
+    cors: Cors = Cors()
+
+
+class PlatformConfig(Section):
+    models: dict[str, ModelConfig] = Field(min_length=1)
+    gateway: GatewayConfig = GatewayConfig()
+
+
+def parse(args: object) -> PlatformConfig:
+    """Validate the ``args`` of the application.
+
+    Raises:
+        ConfigError: one line per mistake, with the path of the key, the value found and
+            what was expected.
+    """
+    try:
+        return PlatformConfig.model_validate(args)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
+            f" (given: {issue['input']!r:.80})"
+            for issue in error.errors()
+        ]
+        raise ConfigError("serve_config.yaml, args:\n" + "\n".join(lines)) from None

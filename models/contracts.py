@@ -1,0 +1,174 @@
+"""What every model speaks: two protocols and the frozen messages that cross them.
+
+Everything here is plain data: no torch, no Ray, no HTTP. A message is built once, by
+us, from validated input; it is immutable and cheap to pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+
+class Priority(StrEnum):
+    """Named classes (spec B2), never numbers: peers disagree on which end is high."""
+
+    VIP = "vip"
+    STANDARD = "standard"
+    LOW = "low"
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """An end-of-sequence token, a stop token or a stop string."""
+    LENGTH = "length"
+    """``max_tokens`` or the end of the model's context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    role: str
+    content: str
+
+
+Prompt: TypeAlias = "str | tuple[int, ...] | tuple[ChatMessage, ...]"
+"""Text, token ids, or a conversation that the model's own chat template renders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one continuation is drawn. Defaults draw from the model's own distribution.
+
+    Penalties are applied in the order repetition (Keskar et al. 2019, over prompt and
+    output), then frequency and presence (OpenAI's definition, over the output); then
+    ``logit_bias``, temperature, ``top_k``, ``top_p``, ``min_p``.
+    """
+
+    max_tokens: int | None = None
+    """New tokens at most; ``None``: up to the end of the context."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    """The same seed gives the same tokens, whatever else runs in the batch."""
+    logprobs: int | None = None
+    """``None``: none; ``k``: the chosen token's, and the ``k`` likeliest beside it."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One call: a prompt and ``n`` continuations of it."""
+
+    id: str
+    model: str
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    n: int = 1
+    stream: bool = False
+    """False: the caller wants nothing before the end, so only one delta a choice is sent."""
+    tenant: str = "public"
+    priority: Priority = Priority.STANDARD
+    timeout_s: float | None = None
+    """Seconds from arrival at the engine until the whole answer must be there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopLogprob:
+    token_id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Natural logarithms, of the model's distribution before temperature and truncation."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    """Summed over the ``n`` choices."""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were reused instead of computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where a request's time went inside the engine, in seconds."""
+
+    queue_s: float
+    """Arrival to joining the batch."""
+    prefill_s: float
+    """Joining the batch to the first token."""
+    ttft_s: float
+    """Arrival to the first token: queue and prefill."""
+    decode_s: float
+    """First token to the last."""
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """New output of one choice since the last delta of that choice.
+
+    ``text`` never ends in half a character and never contains a stop string. The last
+    delta of a choice has ``finish_reason``; the last of the whole request also has
+    ``usage`` and ``timings``.
+    """
+
+    index: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class Generator(Protocol):
+    """Engines and providers alike."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Yield deltas until every choice has finished.
+
+        Closing the iterator cancels the request and frees what it holds.
+
+        Raises:
+            models.errors.PlatformError: ``InvalidInput`` before the first delta for a
+                request that cannot be served, ``Overloaded`` when the queue is full,
+                ``Timeout`` when a deadline passes, ``UpstreamError`` or
+                ``InternalError`` when the work failed.
+        """
+        ...
+
+
+class Predictor(Protocol):
+    """A fixed-cost model: embeddings, classifiers, forecasts, policies."""
+
+    def predict_batch(self, inputs: Sequence[Json]) -> Sequence[Json]:
+        """One output per input, in order, independent of what else is in the batch.
+
+        Raises:
+            models.errors.InvalidInput: naming the index of the input at fault.
+        """
+        ...
