@@ -1,0 +1,1 @@
+"""What runs on Ray Serve. ``app.py`` puts it together."""

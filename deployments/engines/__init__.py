@@ -1,0 +1,1 @@
+"""Queues, schedulers and runners: everything that turns requests into model output."""

@@ -1,0 +1,1 @@
+"""The edge: HTTP in, typed requests out. One policy, one file; no torch, no Ray."""

@@ -1,0 +1,105 @@
+"""The vocabulary of what happens while serving. Cores emit these; they import no metrics library.
+
+Events are facts about the past, frozen, with durations in seconds. A subscriber must
+return at once and never raise into the core that told it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from models.contracts import Priority, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFinished:
+    """The gateway has answered, or the client has gone."""
+
+    request_id: str
+    route: str
+    """The route's template (``/v1/models/{model}``), never a raw path: bounded cardinality."""
+    method: str
+    status: int
+    """HTTP status; 499 for a client that left before the end."""
+    code: str | None
+    """The error's code where the final state is a failure, also after a 200 header on a stream."""
+    duration_s: float
+    model: str | None = None
+    """Only names that are configured."""
+    priority: Priority | None = None
+    tenant: str = "public"
+    ttft_s: float | None = None
+    """Arrival at the gateway to the first output byte."""
+    usage: Usage | None = None
+    timings: Timings | None = None
+    """What the engine measured; the gateway's own share is ``duration_s`` minus ``total_s``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted:
+    """A request left the waiting queue and joined a batch."""
+
+    model: str
+    priority: Priority
+    queue_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestShed:
+    """Refused or dropped while waiting: ``full``, ``expired`` or ``cancelled``."""
+
+    model: str
+    priority: Priority
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRan:
+    """One step of an engine, or one batch of a predictor."""
+
+    model: str
+    rows: int
+    """Sequences, or inputs, computed together."""
+    duration_s: float
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFailed:
+    """A step raised; every request in it was told."""
+
+    model: str
+    rows: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """A replica's occupancy, after a change."""
+
+    model: str
+    running: int
+    waiting: dict[Priority, int]
+
+
+Event: TypeAlias = (
+    RequestFinished | RequestStarted | RequestShed | BatchRan | BatchFailed | EngineState
+)
+Emit: TypeAlias = Callable[[Event], None]
+
+
+def discard(event: Event) -> None:
+    """Tell nobody: for tests and tools."""
+
+
+def fan_out(*subscribers: Emit) -> Emit:
+    """Tell several, in order."""
+
+    def emit(event: Event) -> None:
+        for subscriber in subscribers:
+            subscriber(event)
+
+    return emit
