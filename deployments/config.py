@@ -92,7 +92,8 @@ class GenerateModel(Section):
 
 class BatcherConfig(Section):
     """Batching of a fixed-cost model. ``queue``: our priority queue, which takes all that
-    waits when the previous batch ends; ``serve``: Ray Serve's ``@serve.batch``."""
+    waits when the previous batch ends; ``serve``: Ray Serve's ``@serve.batch``.
+    """
 
     kind: Literal["queue", "serve"] = "queue"
     max_batch_size: int = Field(default=32, ge=1)

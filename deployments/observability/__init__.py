@@ -1,1 +1,1 @@
-"""What happened, told once: cores emit events, subscribers make metrics, logs and traces of them."""
+"""What happened, told once: cores emit events; metrics, logs and traces subscribe."""
