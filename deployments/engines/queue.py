@@ -1,0 +1,345 @@
+"""The waiting room in front of every engine and batcher: who is served next.
+
+Three rules, from the outside in:
+
+1. *Between priority classes* — start-time fair queueing (Goyal, Vin, Cheng: "Start-time
+   Fair Queuing", SIGCOMM 1996) with unit cost. A class has a virtual start tag; the
+   smallest tag is picked, ``v`` becomes that tag, and the class's own tag grows by
+   ``1 / weight``. A class that was empty comes back at ``max(own tag, v)``: it neither
+   saves up credit while idle nor is punished for what it used before. Ties go to the
+   heavier class, so a first vip request is picked next.
+2. *Between tenants of a class* — round robin over those who wait, newcomers last: 900
+   requests of one tenant delay another tenant's single request by one place.
+3. *Inside a tenant* — first in, first out.
+
+Starvation bound. While class ``c`` of weight ``w_c`` waits, it is picked within
+``1 + Σ_{i≠c} (⌊w_i / w_c⌋ + 1)`` picks, whatever arrives or leaves meanwhile. Proof: at
+every moment ``v ≤ tag`` for each waiting class, and ``tag_c ≤ v + 1/w_c``, because
+``tag_c`` last grew from a pick at a tag of at most ``v``. Picks made before ``c``
+therefore have tags in ``[v, v + 1/w_c]``, and two of class ``i`` are ``1/w_i`` apart. With
+the weights 8, 4, 1 that is 3, 5 and 15 picks. With ``T`` tenants in its class, the first
+request of a tenant is served within ``T`` times as many. Shares (theorem 1 of the paper):
+over any interval in which ``i`` and ``j`` both wait throughout,
+``|picks_i / w_i - picks_j / w_j| ≤ 1/w_i + 1/w_j``.
+
+Nothing here blocks, sleeps or locks: the caller serialises access.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from deployments.config import PriorityClass
+from models.contracts import Priority
+from models.errors import Overloaded
+
+T = TypeVar("T")
+
+MIN_RETRY_AFTER_S = 0.1
+MAX_RETRY_AFTER_S = 60.0
+
+
+@dataclass(eq=False, slots=True)
+class Ticket(Generic[T]):
+    """A place in the queue. Times are those of the queue's clock, in seconds."""
+
+    item: T
+    tenant: str
+    priority: Priority
+    arrived: float
+    deadline: float
+    number: int
+    """Order of arrival over the whole queue; a ticket's identity."""
+
+
+class WaitingQueue(Generic[T]):
+    """Bounded, weighted between classes, fair between tenants, with deadlines.
+
+    ``push``, ``peek``, ``pop`` and ``remove`` take O(1), plus O(log n) for the deadline.
+
+    Args:
+        classes: one waiting room for each priority; a push to any other is a KeyError.
+        clock: seconds, never running backwards.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[Priority, PriorityClass],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        unit = math.lcm(*(room.weight for room in classes.values()))  # tags stay integers
+        heaviest_first = sorted(classes.items(), key=lambda named: -named[1].weight)
+        self._rooms: dict[Priority, _Room[T]] = {
+            priority: _Room(limits, unit // limits.weight) for priority, limits in heaviest_first
+        }
+        self._virtual_time = 0
+        self._pushed = 0
+        self._waiting: dict[int, Ticket[T]] = {}
+        # (deadline, number); entries of tickets that left are skipped, and swept out
+        # before they outnumber the live ones. Numbers only, so that no item is kept alive.
+        self._deadlines: list[tuple[float, int]] = []
+
+    def push(
+        self, item: T, *, tenant: str, priority: Priority, timeout_s: float | None = None
+    ) -> Ticket[T]:
+        """Line up. The deadline is the class's timeout, or ``timeout_s`` if that is sooner.
+
+        Raises:
+            Overloaded: the class is full; ``retry_after`` says when to come back.
+        """
+        room = self._rooms[priority]
+        if room.size >= room.limits.capacity:
+            wait = self.retry_after(priority)
+            raise Overloaded(
+                f"The {priority} queue is full ({room.size} waiting); retry in {wait:.1f} s.",
+                details={"priority": str(priority), "capacity": room.limits.capacity},
+                retry_after=wait,
+            )
+        now = self._clock()
+        patience = room.limits.timeout_s
+        if timeout_s is not None:
+            patience = min(patience, timeout_s)
+        self._pushed += 1
+        ticket = Ticket(item, tenant, priority, now, now + patience, self._pushed)
+        if not room.size:
+            room.tag = max(room.tag, self._virtual_time)
+        room.add(ticket)
+        self._waiting[ticket.number] = ticket
+        heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
+        return ticket
+
+    def peek(self) -> Ticket[T] | None:
+        """Whom ``pop`` would return, deadlines disregarded: call ``expire`` first."""
+        room = self._next_room()
+        return room.head() if room else None
+
+    def pop(self) -> Ticket[T] | None:
+        """Take the next by policy, or None when nobody waits."""
+        room = self._next_room()
+        if room is None:
+            return None
+        ticket = room.head()
+        room.take_head()
+        room.drain.picked(self._clock(), waiting=room.size)
+        self._virtual_time = room.tag
+        room.tag += room.stride
+        self._forget(ticket)
+        return ticket
+
+    def remove(self, ticket: Ticket[T]) -> bool:
+        """Give up a place. False if the ticket no longer waits."""
+        if self._waiting.get(ticket.number) is not ticket:
+            return False
+        room = self._rooms[ticket.priority]
+        room.drop(ticket)
+        if not room.size:
+            room.drain.emptied()
+        self._forget(ticket)
+        return True
+
+    def expire(self) -> list[Ticket[T]]:
+        """Take out everyone whose deadline has come, soonest first. O(1) when there is none."""
+        expired: list[Ticket[T]] = []
+        if not self._deadlines:
+            return expired
+        now = self._clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number = heapq.heappop(self._deadlines)
+            ticket = self._waiting.get(number)
+            if ticket is not None:
+                self.remove(ticket)
+                expired.append(ticket)
+        return expired
+
+    def depth(self) -> dict[Priority, int]:
+        return {priority: room.size for priority, room in self._rooms.items()}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def position(self, ticket: Ticket[T]) -> int:
+        """How many are served before it if nobody else comes or leaves. O(waiting).
+
+        Raises:
+            KeyError: the ticket no longer waits.
+        """
+        if self._waiting.get(ticket.number) is not ticket:
+            raise KeyError(f"ticket {ticket.number} does not wait")
+        own = self._rooms[ticket.priority]
+        ahead = own.ahead_of(ticket)
+        tag = own.tag + ahead * own.stride
+        wins_ties = True
+        for room in self._rooms.values():
+            if room is own:
+                wins_ties = False
+            elif room.size and room.tag <= tag:
+                steps, rest = divmod(tag - room.tag, room.stride)
+                ahead += min(room.size, steps + (1 if rest or wins_ties else 0))
+        return ahead
+
+    def retry_after(self, priority: Priority) -> float:
+        """Seconds in which all that waits in this class now is served, at the measured rate.
+
+        Never more than the class's timeout, since by then it has been served or has
+        expired; that is also the answer before anything was measured.
+        """
+        room = self._rooms[priority]
+        rate = room.drain.rate(self._clock())
+        longest = min(room.limits.timeout_s, MAX_RETRY_AFTER_S)
+        if not rate:
+            return longest
+        return max(MIN_RETRY_AFTER_S, min(longest, room.size / rate))
+
+    def bound(self, priority: Priority) -> int:
+        """Picks within which this class is picked while it waits (see the module)."""
+        own = self._rooms[priority].limits.weight
+        others = (room for name, room in self._rooms.items() if name is not priority)
+        return 1 + sum(room.limits.weight // own + 1 for room in others)
+
+    def check_integrity(self) -> None:
+        """Assert every invariant. O(n); for tests and post-mortems."""
+        found: dict[int, Ticket[T]] = {}
+        for priority, room in self._rooms.items():
+            room.check_integrity()
+            for line in room.lines.values():
+                for ticket in line.values():
+                    assert ticket.priority is priority
+                    found[ticket.number] = ticket
+            assert room.tag <= self._virtual_time + room.stride
+            assert not room.size or room.tag >= self._virtual_time
+        assert found == self._waiting
+        listed = [number for _, number in self._deadlines if number in self._waiting]
+        assert sorted(listed) == sorted(self._waiting), "a deadline is missing or doubled"
+        assert len(self._deadlines) <= _SWEEP_FACTOR * len(self._waiting) + _SWEEP_SLACK
+
+    def _next_room(self) -> _Room[T] | None:
+        waiting = (room for room in self._rooms.values() if room.size)
+        return min(waiting, key=lambda room: room.tag, default=None)  # the first of equals
+
+    def _forget(self, ticket: Ticket[T]) -> None:
+        del self._waiting[ticket.number]
+        if len(self._deadlines) > _SWEEP_FACTOR * len(self._waiting) + _SWEEP_SLACK:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._waiting]
+            heapq.heapify(self._deadlines)
+
+
+_SWEEP_FACTOR, _SWEEP_SLACK = 2, 64
+
+
+class _Room(Generic[T]):
+    """One class: a line for each tenant that waits, and whose turn it is."""
+
+    __slots__ = ("drain", "limits", "lines", "size", "stride", "tag")
+
+    def __init__(self, limits: PriorityClass, stride: int) -> None:
+        self.limits = limits
+        self.stride = stride
+        self.tag = 0
+        self.size = 0
+        # Tenants in the order of their turns; idle tenants are not kept.
+        self.lines: OrderedDict[str, OrderedDict[int, Ticket[T]]] = OrderedDict()
+        self.drain = _Drain()
+
+    def add(self, ticket: Ticket[T]) -> None:
+        self.lines.setdefault(ticket.tenant, OrderedDict())[ticket.number] = ticket
+        self.size += 1
+
+    def head(self) -> Ticket[T]:
+        line = next(iter(self.lines.values()))
+        return next(iter(line.values()))
+
+    def take_head(self) -> None:
+        """Remove the head; its tenant goes to the end of the round."""
+        ticket = self.head()
+        self.drop(ticket)
+        if ticket.tenant in self.lines:
+            self.lines.move_to_end(ticket.tenant)
+
+    def drop(self, ticket: Ticket[T]) -> None:
+        line = self.lines[ticket.tenant]
+        del line[ticket.number]
+        if not line:
+            del self.lines[ticket.tenant]
+        self.size -= 1
+
+    def ahead_of(self, ticket: Ticket[T]) -> int:
+        """How many of this class are served before the ticket."""
+        rounds = 0  # full rounds before the one that serves it
+        for number in self.lines[ticket.tenant]:
+            if number == ticket.number:
+                break
+            rounds += 1
+        ahead = rounds
+        turn_passed = False
+        for tenant, line in self.lines.items():
+            if tenant == ticket.tenant:
+                turn_passed = True
+            else:
+                ahead += min(len(line), rounds if turn_passed else rounds + 1)
+        return ahead
+
+    def check_integrity(self) -> None:
+        assert self.size == sum(len(line) for line in self.lines.values())
+        assert self.size <= self.limits.capacity
+        for tenant, line in self.lines.items():
+            assert line, f"idle tenant {tenant!r} is kept"
+            numbers = list(line)
+            assert numbers == sorted(numbers)
+            for number, ticket in line.items():
+                assert (ticket.number, ticket.tenant) == (number, tenant)
+
+
+class _Drain:
+    """Picks a second while a line stands: exponentially weighted over ``MEMORY_S``.
+
+    The caller takes tickets in rounds (a batch, the free slots of a step). A round that
+    leaves someone waiting took the time until the next round; a round that empties the
+    line says nothing about how fast a line is served, and neither does idle time.
+    """
+
+    __slots__ = ("_picks", "_round_picks", "_round_start", "_seconds")
+
+    ROUND_S = 0.001
+    """Picks within this time of a round's first belong to the round."""
+    MEMORY_S = 10.0
+
+    def __init__(self) -> None:
+        self._picks = 0.0
+        self._seconds = 0.0
+        self._round_start: float | None = None
+        self._round_picks = 0
+
+    def picked(self, now: float, *, waiting: int) -> None:
+        if self._round_start is None:
+            self._round_start = now
+        elapsed = now - self._round_start
+        if elapsed >= self.ROUND_S:
+            keep = math.exp(-elapsed / self.MEMORY_S)
+            self._picks = self._picks * keep + self._round_picks
+            self._seconds = self._seconds * keep + elapsed
+            self._round_start, self._round_picks = now, 0
+        self._round_picks += 1
+        if not waiting:
+            self.emptied()
+
+    def emptied(self) -> None:
+        """Nobody waits: the open round will not be followed by another."""
+        self._round_start, self._round_picks = None, 0
+
+    def rate(self, now: float) -> float | None:
+        """Picks a second; None before the first measurement. Falls while a round drags on."""
+        if not self._seconds:
+            return None
+        rate = self._picks / self._seconds
+        if self._round_start is None:
+            return rate
+        elapsed = now - self._round_start
+        return min(rate, (self._picks + self._round_picks) / (self._seconds + elapsed))
