@@ -132,6 +132,8 @@ class GatewayConfig(Section):
     """The same for fixed-cost models."""
     compress_above_bytes: int = Field(default=8192, ge=0)
     sse_keepalive_s: PositiveSeconds = 15
+    socket_requests: int = Field(default=32, ge=1)
+    """Requests that one WebSocket connection may have running at a time."""
     start_retries: int = Field(default=3, ge=0)
     """Attempts on another replica when one is lost before its first output."""
     cors: Cors = Cors()
