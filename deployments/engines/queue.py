@@ -159,6 +159,12 @@ class WaitingQueue(Generic[T]):
                 expired.append(ticket)
         return expired
 
+    def next_deadline(self) -> float | None:
+        """When ``expire`` will next have something to do; None when nobody waits."""
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
     def depth(self) -> dict[Priority, int]:
         return {priority: room.size for priority, room in self._rooms.items()}
 

@@ -1,0 +1,368 @@
+"""The waiting queue against a model that is too simple to be wrong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections import Counter
+from fractions import Fraction
+from typing import TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from deployments.config import PriorityClass, QueueConfig
+from deployments.engines.queue import MAX_RETRY_AFTER_S, Ticket, WaitingQueue
+from models.contracts import Priority
+from models.errors import Overloaded
+
+T = TypeVar("T")
+PRIORITIES = list(Priority)
+TENANTS = ["ada", "bob", "cyd", "dee"]
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def room(weight: int = 1, capacity: int = 10_000, timeout_s: float = 60) -> PriorityClass:
+    return PriorityClass(capacity=capacity, weight=weight, timeout_s=timeout_s)
+
+
+def drain(queue: WaitingQueue[T]) -> list[Ticket[T]]:
+    return list(iter(queue.pop, None))
+
+
+rooms = st.fixed_dictionaries(
+    {
+        priority: st.builds(
+            PriorityClass,
+            capacity=st.integers(1, 8),
+            weight=st.integers(1, 9),
+            timeout_s=st.integers(1, 6),
+        )
+        for priority in PRIORITIES
+    }
+)
+
+
+class Spread:
+    """How far apart two things counted together were over any window since both began."""
+
+    def __init__(self) -> None:
+        self.now = self.low = self.high = Fraction(0)
+
+    def add(self, step: Fraction) -> Fraction:
+        self.now += step
+        self.low, self.high = min(self.low, self.now), max(self.high, self.now)
+        return self.high - self.low
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Arbitrary arrivals, picks, cancellations and time; every promise is checked at each pick."""
+
+    tickets: Bundle[Ticket[int]] = Bundle("tickets")
+
+    @initialize(classes=rooms)
+    def start(self, classes: dict[Priority, PriorityClass]) -> None:
+        self.clock = Clock()
+        self.classes = classes
+        self.queue: WaitingQueue[int] = WaitingQueue(classes, clock=self.clock)
+        self.waiting: dict[int, Ticket[int]] = {}  # in order of arrival
+        self.items = itertools.count()
+        self.passed_over: Counter[Priority] = Counter()
+        self.class_spread: dict[tuple[Priority, Priority], Spread] = {}
+        self.tenant_spread: dict[tuple[Priority, str, str], Spread] = {}
+
+    def of(self, priority: Priority, tenant: str | None = None) -> list[Ticket[int]]:
+        return [
+            ticket
+            for ticket in self.waiting.values()
+            if ticket.priority is priority and tenant in (None, ticket.tenant)
+        ]
+
+    @rule(
+        target=tickets,
+        tenant=st.sampled_from(TENANTS),
+        priority=st.sampled_from(PRIORITIES),
+        timeout_s=st.none() | st.integers(0, 8),
+        count=st.integers(1, 4),
+    )
+    def push(
+        self, tenant: str, priority: Priority, timeout_s: float | None, count: int
+    ) -> MultipleResults[Ticket[int]]:
+        limits = self.classes[priority]
+        made = []
+        for _ in range(count):
+            item = next(self.items)
+            if len(self.of(priority)) == limits.capacity:
+                with pytest.raises(Overloaded) as refused:
+                    self.queue.push(item, tenant=tenant, priority=priority)
+                assert refused.value.retry_after is not None
+                assert 0 < refused.value.retry_after <= limits.timeout_s
+                continue
+            ticket = self.queue.push(item, tenant=tenant, priority=priority, timeout_s=timeout_s)
+            patience = limits.timeout_s if timeout_s is None else min(limits.timeout_s, timeout_s)
+            assert (ticket.item, ticket.tenant, ticket.priority) == (item, tenant, priority)
+            assert (ticket.arrived, ticket.deadline) == (self.clock.now, self.clock.now + patience)
+            self.waiting[item] = ticket
+            made.append(ticket)
+        return multiple(*made)
+
+    @rule(count=st.integers(1, 12))
+    def pop(self, count: int) -> None:
+        for _ in range(count):
+            expected = self.queue.peek()
+            ticket = self.queue.pop()
+            assert ticket is expected
+            if ticket is None:
+                assert not self.waiting
+                return
+            self.check_pick(ticket)
+            assert self.waiting.pop(ticket.item) is ticket
+            self.forget_absent()
+
+    def check_pick(self, ticket: Ticket[int]) -> None:
+        assert ticket is self.of(ticket.priority, ticket.tenant)[0], "not first in, first out"
+
+        classes = [priority for priority in PRIORITIES if self.of(priority)]
+        for priority in classes:
+            self.passed_over[priority] += 1
+            assert self.passed_over[priority] <= self.queue.bound(priority), "starved"
+        self.passed_over[ticket.priority] = 0
+        for one, other in itertools.combinations(classes, 2):
+            share = {p: Fraction(p is ticket.priority, self.classes[p].weight) for p in PRIORITIES}
+            spread = self.class_spread.setdefault((one, other), Spread())
+            weights = self.classes[one].weight, self.classes[other].weight
+            assert spread.add(share[one] - share[other]) <= sum(Fraction(1, w) for w in weights)
+
+        tenants = [tenant for tenant in TENANTS if self.of(ticket.priority, tenant)]
+        for one_t, other_t in itertools.combinations(tenants, 2):
+            tenant_spread = self.tenant_spread.setdefault(
+                (ticket.priority, one_t, other_t), Spread()
+            )
+            step = Fraction((ticket.tenant == one_t) - (ticket.tenant == other_t))
+            assert tenant_spread.add(step) <= 1, "one tenant was favoured"
+
+    def forget_absent(self) -> None:
+        """Comparisons hold only while both sides wait."""
+        for priority in PRIORITIES:
+            if not self.of(priority):
+                self.passed_over[priority] = 0
+        self.class_spread = {
+            pair: spread for pair, spread in self.class_spread.items() if all(map(self.of, pair))
+        }
+        self.tenant_spread = {
+            (priority, one, other): spread
+            for (priority, one, other), spread in self.tenant_spread.items()
+            if self.of(priority, one) and self.of(priority, other)
+        }
+
+    @rule(ticket=consumes(tickets))
+    def remove(self, ticket: Ticket[int]) -> None:
+        was_waiting = self.waiting.pop(ticket.item, None) is not None
+        assert self.queue.remove(ticket) is was_waiting
+        assert self.queue.remove(ticket) is False
+        self.forget_absent()
+
+    @rule(seconds=st.integers(0, 3))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        due = [ticket for ticket in self.waiting.values() if ticket.deadline <= self.clock.now]
+        expired = self.queue.expire()
+        assert expired == sorted(due, key=lambda ticket: (ticket.deadline, ticket.number))
+        for ticket in expired:
+            del self.waiting[ticket.item]
+        self.forget_absent()
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        self.queue.check_integrity()
+        assert len(self.queue) == len(self.waiting)
+        assert self.queue.depth() == {p: len(self.of(p)) for p in PRIORITIES}
+        deadlines = [ticket.deadline for ticket in self.waiting.values()]
+        assert self.queue.next_deadline() == min(deadlines, default=None)
+
+    def teardown(self) -> None:
+        predicted = {self.queue.position(ticket): ticket for ticket in self.waiting.values()}
+        assert dict(enumerate(drain(self.queue))) == predicted, "a position was wrong"
+        self.queue.check_integrity()
+
+
+QueueMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestQueue = QueueMachine.TestCase
+
+
+class LongQueueMachine(QueueMachine):
+    pass
+
+
+LongQueueMachine.TestCase.settings = settings(
+    max_examples=2000, stateful_step_count=100, deadline=None
+)
+TestQueueLong = pytest.mark.slow(pytest.mark.timeout(1800)(LongQueueMachine.TestCase))
+
+
+def test_default_weights_share_picks_eight_to_four_to_one() -> None:
+    queue: WaitingQueue[object] = WaitingQueue(QueueConfig().classes())
+    for _ in range(100):
+        for priority in Priority:
+            queue.push(None, tenant="t", priority=priority)
+    picks = Counter(queue.pop().priority for _ in range(13 * 7))  # type: ignore[union-attr]
+    assert picks == {Priority.VIP: 56, Priority.STANDARD: 28, Priority.LOW: 7}
+    assert [queue.bound(priority) for priority in Priority] == [3, 5, 15]
+
+
+def test_a_class_that_comes_back_is_next_but_has_earned_no_credit_by_idling() -> None:
+    queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room(1), Priority.VIP: room(2)})
+    for _ in range(50):
+        queue.push(None, tenant="t", priority=Priority.LOW)
+    for _ in range(20):
+        queue.pop()
+    for _ in range(6):
+        queue.push(None, tenant="t", priority=Priority.VIP)
+    assert "".join(ticket.priority[0] for ticket in drain(queue)[:10]) == "vvvlvvlvll"
+
+
+def test_a_line_that_empties_at_every_pick_gets_no_more_than_its_share() -> None:
+    """Otherwise one request at a time would be the way to overtake everybody."""
+    queue: WaitingQueue[object] = WaitingQueue({Priority.VIP: room(3), Priority.LOW: room(1)})
+    picks: Counter[Priority] = Counter()
+    for _ in range(100):
+        for priority, waiting in queue.depth().items():
+            if not waiting:
+                queue.push(None, tenant="t", priority=priority)
+        ticket = queue.pop()
+        assert ticket is not None
+        picks[ticket.priority] += 1
+    assert picks == {Priority.VIP: 75, Priority.LOW: 25}
+
+
+def test_a_tenant_with_900_waiting_delays_a_single_request_by_one_place() -> None:
+    queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room()})
+    for _ in range(900):
+        queue.push(None, tenant="crowd", priority=Priority.LOW)
+    single = queue.push(None, tenant="single", priority=Priority.LOW)
+    assert queue.position(single) == 1
+    assert drain(queue)[1] is single
+
+
+def test_overloaded_says_which_class_how_many_and_when() -> None:
+    queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room(capacity=2, timeout_s=7)})
+    for _ in range(2):
+        queue.push(None, tenant="t", priority=Priority.LOW)
+    with pytest.raises(Overloaded, match=r"The low queue is full \(2 waiting\); retry in 7") as e:
+        queue.push(None, tenant="t", priority=Priority.LOW)
+    assert e.value.retry_after == 7, "unmeasured: by then all have been served or have expired"
+    assert e.value.details == {"priority": "low", "capacity": 2}
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 1e-6], ids=["at once", "microseconds apart"])
+def test_retry_after_follows_the_measured_drain_rate(jitter_s: float) -> None:
+    clock = Clock()
+    queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room(timeout_s=1000)}, clock=clock)
+    assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S
+
+    def round_of(size: int, seconds: float) -> None:
+        for _ in range(size):
+            queue.push(None, tenant="t", priority=Priority.LOW)
+        for _ in range(size):
+            clock.now += jitter_s
+            queue.pop()
+        clock.now += seconds - size * jitter_s
+
+    # Bursts that an idle server swallows whole say nothing about how fast a line is served,
+    # nor does the time after the last of a line has given up.
+    for _ in range(50):
+        round_of(32, 1.0)
+        line = [queue.push(None, tenant="t", priority=Priority.LOW) for _ in range(32)]
+        for _ in line[1:]:
+            clock.now += jitter_s
+            queue.pop()
+        queue.remove(line[-1])
+        clock.now += 5.0
+    assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S
+
+    for _ in range(400):
+        queue.push(None, tenant="t", priority=Priority.LOW)
+    for _ in range(10):  # 32 every 0.2 s: 160 a second
+        round_of(32, 0.2)
+    assert queue.retry_after(Priority.LOW) == pytest.approx(400 / 160, rel=0.01)
+
+    for _ in range(300):  # half as fast
+        round_of(32, 0.4)
+    assert queue.retry_after(Priority.LOW) == pytest.approx(400 / 80, rel=0.01)
+
+    clock.now += 3600  # stuck
+    assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S
+
+
+def test_expiry_is_exact_and_the_class_limits_what_a_caller_may_ask_for() -> None:
+    clock = Clock()
+    queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room(timeout_s=5)}, clock=clock)
+    patient = queue.push(None, tenant="t", priority=Priority.LOW, timeout_s=100)
+    hasty = queue.push(None, tenant="t", priority=Priority.LOW, timeout_s=2)
+    clock.now = math.nextafter(1002, 0)
+    assert queue.expire() == []
+    clock.now = 1002
+    assert queue.expire() == [hasty]
+    clock.now = 1005
+    assert queue.expire() == [patient]
+    assert len(queue) == 0
+
+
+def test_a_ticket_that_left_is_unknown() -> None:
+    queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room()})
+    ticket = queue.push(None, tenant="t", priority=Priority.LOW)
+    assert queue.pop() is ticket
+    assert queue.remove(ticket) is False
+    with pytest.raises(KeyError, match="does not wait"):
+        queue.position(ticket)
+    with pytest.raises(KeyError):
+        queue.push(None, tenant="t", priority=Priority.VIP)
+
+
+class Item:
+    pass
+
+
+@pytest.mark.parametrize("way_out", ["pop", "remove", "expire"])
+def test_nothing_of_a_tenant_stays_behind(way_out: str) -> None:
+    clock = Clock()
+    queue: WaitingQueue[Item] = WaitingQueue({Priority.LOW: room(timeout_s=5)}, clock=clock)
+    gone = []
+    for number in range(1000):
+        item = Item()
+        ticket = queue.push(item, tenant=f"tenant {number}", priority=Priority.LOW)
+        gone.append(weakref.ref(item))
+        if way_out == "pop":
+            queue.pop()
+        elif way_out == "remove":
+            queue.remove(ticket)
+        else:
+            clock.now += 5
+            queue.expire()
+        del item, ticket
+    assert not any(reference() for reference in gone)
+    queue.check_integrity()  # no idle tenant, and few stale deadlines
