@@ -40,7 +40,7 @@ from models.errors import (
     Unavailable,
 )
 
-Outcome: TypeAlias = Json | PlatformError
+Outcome: TypeAlias = "Json | PlatformError"
 """What became of one input. Errors travel as values, so that one does not hide another."""
 
 
