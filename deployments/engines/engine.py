@@ -1,0 +1,447 @@
+"""The generation engine: one thread that schedules, runs, samples and emits, step by step.
+
+::
+
+    asyncio:  generate() ──add──► inbox ─┐                       ┌─► mailbox ──► deltas
+    thread:                       expire → plan → run → sample → emit     (one hop a step)
+
+Pure Python decides (``scheduler``), torch computes (``runner``), and they meet only here.
+Text is made in this thread too: a stop string ends a sequence in the step that completes it.
+
+What goes wrong stays small: an exception in one sequence ends that sequence; a failing
+forward pass is told to every request in it, and the engine goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import torch
+
+from deployments.config import EngineConfig, QueueConfig
+from deployments.engines.admission import admit
+from deployments.engines.mailbox import Mailbox
+from deployments.engines.queue import WaitingQueue
+from deployments.engines.runner import Runner
+from deployments.engines.sampler import Drawn, SamplerState, sample
+from deployments.engines.scheduler import Scheduler
+from deployments.engines.sequence import Call, Chunk, Sequence, Step
+from deployments.engines.text import TextCodec, TextStream
+from deployments.observability.events import (
+    BatchFailed,
+    BatchRan,
+    Emit,
+    EngineState,
+    RequestShed,
+    RequestStarted,
+    discard,
+)
+from models.contracts import (
+    Delta,
+    FinishReason,
+    GenerateRequest,
+    Timings,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from models.errors import InternalError, PlatformError, Timeout, Unavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """A ``Generator`` over one local model.
+
+    Create it anywhere; ``generate`` must be called from one event loop. Loading happens in
+    the constructor and takes seconds.
+
+    Args:
+        name: of the model, for events and messages.
+        folder: config.json, safetensors and tokenizer.json.
+        config: slots, context, step budget, dtype, device, threads.
+        queue: the waiting room.
+        emit: told what happens, from the engine's thread.
+        clock: seconds, never running backwards.
+
+    Raises:
+        ConfigError: the folder does not hold what the engine can run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        config: EngineConfig,
+        queue: QueueConfig,
+        *,
+        emit: Emit = discard,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._emit = emit
+        self._clock = clock
+        self._config = config
+        self._codec = TextCodec(folder)
+        self._runner = Runner(folder, config)
+        self._eos = frozenset(_eos_ids(self._runner))
+        self._scheduler = Scheduler(
+            WaitingQueue(queue.classes(), clock=clock),
+            slots=config.slots,
+            step_tokens=config.step_tokens,
+            clock=clock,
+        )
+        self._outputs: dict[Sequence, _Output] = {}
+        self._mailboxes: dict[Call, Mailbox] = {}
+        self._posts: list[tuple[Mailbox, Delta | PlatformError]] = []
+        self._state: EngineState | None = None
+        # The inbox, and everything the thread owns while it does not run a step.
+        self._lock = threading.Condition()
+        self._cancelled: list[Call] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and output together."""
+        return self._runner.context
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory the KV slots take once every position has been used."""
+        return self._runner.cache.reserved_bytes
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """See ``models.contracts.Generator``."""
+        arrived = self._clock()
+        call = admit(
+            request,
+            await self._codec.encode(request.prompt),
+            context=self.context,
+            vocabulary=self._runner.vocab_size,
+            max_choices=self._config.max_choices,
+            arrived=arrived,
+        )
+        mailbox = Mailbox(asyncio.get_running_loop())
+        self._submit(call, mailbox)
+        try:
+            while True:
+                for delta in await mailbox.take():
+                    yield delta
+                    if delta.usage is not None:
+                        return
+        finally:
+            if not mailbox.finished:
+                self._cancel(call)
+
+    def close(self) -> None:
+        """Stop after the running step; requests still in flight get ``Unavailable``."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        self._thread.join()
+        self._runner.close()
+
+    # --- called from asyncio ------------------------------------------------------------
+
+    def _submit(self, call: Call, mailbox: Mailbox) -> None:
+        with self._lock:
+            if self._closing or not self.alive:
+                raise Unavailable(f"The engine of {self.name} is stopping; retry.", retry_after=1)
+            try:
+                self._scheduler.add(call)
+            except PlatformError:
+                self._shed(call, "full")
+                raise
+            self._mailboxes[call] = mailbox
+            self._lock.notify()
+
+    def _cancel(self, call: Call) -> None:
+        with self._lock:
+            self._cancelled.append(call)
+            self._lock.notify()
+
+    # --- the thread ---------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        # OpenMP keeps the number of threads per thread, so it is set where the work is done.
+        if self._config.threads is not None:
+            torch.set_num_threads(self._config.threads)
+        while True:
+            with self._lock:
+                while not (self._closing or self._cancelled) and self._scheduler.idle:
+                    self._lock.wait()
+                if self._closing:
+                    break
+                step = self._schedule()
+            if step is not None:
+                self._run(step)
+            self._post()
+            self._report_state()
+        self._refuse_all()
+
+    def _schedule(self) -> Step | None:
+        """Let go who left or is late; then the next step. Holds the lock."""
+        for call in self._cancelled:
+            if call in self._mailboxes:
+                reason = "cancelled" if call.started is None else None
+                self._drop(call, reason)
+        self._cancelled.clear()
+        for call in self._scheduler.expire():
+            waited = call.started is None
+            where = "waiting for its turn" if waited else "being answered"
+            after = self._clock() - call.arrived
+            error = Timeout(
+                f"The deadline passed after {after:.1f} s, while the request was {where}.",
+                details={"phase": "queue" if waited else "generation"},
+            )
+            self._posts.append((self._mailboxes[call], error))
+            self._drop(call, "expired" if waited else None)
+        step, started = self._scheduler.plan()
+        for call in started:
+            self._start(call)
+        return step
+
+    def _start(self, call: Call) -> None:
+        assert call.started is not None
+        sampling = call.request.sampling
+        for sequence in call.sequences:
+            self._outputs[sequence] = _Output(
+                sampler=SamplerState.start(sampling, call.prompt, sequence.index),
+                text=TextStream(self._codec.decode, sampling.stop),
+                stop_tokens=frozenset(sampling.stop_token_ids)
+                | (frozenset() if sampling.ignore_eos else self._eos),
+            )
+        self._emit(
+            RequestStarted(
+                model=self.name,
+                priority=call.request.priority,
+                queue_s=call.started - call.arrived,
+            )
+        )
+
+    def _run(self, step: Step) -> None:
+        began = self._clock()
+        try:
+            logits, chunks = self._runner.run(step)
+            drawn = sample(logits, [self._outputs[c.sequence].sampler for c in chunks])
+        except Exception as error:  # whatever it was, these requests must hear of it
+            self._fail_step(step, error)
+            return
+        with self._lock:
+            self._scheduler.commit(step)
+            for chunk, row in zip(chunks, drawn, strict=True):
+                self._advance(chunk, row)
+        self._emit(
+            BatchRan(
+                model=self.name,
+                rows=len(step.chunks),
+                duration_s=self._clock() - began,
+                prefill_tokens=step.prefill_tokens,
+                decode_tokens=step.decode_tokens,
+            )
+        )
+
+    def _advance(self, chunk: Chunk, drawn: Drawn) -> None:
+        """Take one drawn token into its sequence. Its failure is its own."""
+        sequence = chunk.sequence
+        call = sequence.call
+        if sequence.finished:  # a sibling's failure ended the whole call in this very step
+            return
+        try:
+            if drawn.token is None:
+                self._runner.wipe(chunk.slot, len(sequence.tokens))
+                raise InternalError("The model gave logits that are not finite numbers.")
+            if call.first_token is None:
+                call.first_token = self._clock()
+            delta = self._accept(sequence, drawn, drawn.token)
+        except Exception as error:  # one sequence, not the batch
+            if not isinstance(error, PlatformError):
+                logger.exception("sequence of request %s failed", call.request.id)
+                error = InternalError(f"Generating this answer failed: {error}")
+            self._posts.append((self._mailboxes[call], error))
+            self._drop(call, None)
+            return
+        if delta is not None:
+            self._posts.append((self._mailboxes[call], delta))
+        if sequence.finished and call.done:
+            self._drop(call, None)
+
+    def _accept(self, sequence: Sequence, drawn: Drawn, token: int) -> Delta | None:
+        """Add a token; the delta to send now, if any."""
+        output = self._outputs[sequence]
+        sequence.tokens.append(token)
+        output.sampler.drew(token)
+        output.tokens.append(token)
+        if drawn.logprob is not None:
+            output.logprobs.append(self._logprob(drawn, token))
+        if token in output.stop_tokens:
+            output.pieces.append(output.text.finish())
+            return self._finish(sequence, output, FinishReason.STOP)
+        output.pieces.append(output.text.push(token))
+        if output.text.stopped:
+            return self._finish(sequence, output, FinishReason.STOP)
+        if sequence.generated >= sequence.max_tokens:
+            output.pieces.append(output.text.finish())
+            return self._finish(sequence, output, FinishReason.LENGTH)
+        return output.delta(sequence.index) if sequence.call.request.stream else None
+
+    def _finish(self, sequence: Sequence, output: _Output, reason: FinishReason) -> Delta:
+        self._scheduler.finish(sequence)
+        call = sequence.call
+        if not call.done:
+            return output.delta(sequence.index, finish_reason=reason)
+        return output.delta(
+            sequence.index,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(call.prompt),
+                completion_tokens=sum(s.generated for s in call.sequences),
+                cached_tokens=call.cached_tokens,
+            ),
+            timings=self._timings(call),
+        )
+
+    def _timings(self, call: Call) -> Timings:
+        now = self._clock()
+        assert call.started is not None
+        assert call.first_token is not None
+        return Timings(
+            queue_s=call.started - call.arrived,
+            prefill_s=call.first_token - call.started,
+            ttft_s=call.first_token - call.arrived,
+            decode_s=now - call.first_token,
+            total_s=now - call.arrived,
+        )
+
+    def _logprob(self, drawn: Drawn, token: int) -> TokenLogprob:
+        assert drawn.logprob is not None
+        return TokenLogprob(
+            token_id=token,
+            token=self._codec.token(token),
+            logprob=drawn.logprob,
+            top=tuple(
+                TopLogprob(token_id=i, token=self._codec.token(i), logprob=value)
+                for i, value in drawn.top
+            ),
+        )
+
+    def _fail_step(self, step: Step, error: Exception) -> None:
+        """Tell every request whose keys and values the failed pass was to write."""
+        written = {c.slot for c in step.chunks} | {c.target for c in step.copies}
+        with self._lock:
+            hit = [s for s in self._scheduler.running() if s.slot in written]
+            calls = {sequence.call: None for sequence in hit}
+            for sequence in hit:
+                assert sequence.slot is not None
+                self._runner.wipe(sequence.slot, len(sequence.tokens))
+            for call in calls:
+                failure = InternalError("The step that computed this answer failed; retry.")
+                self._posts.append((self._mailboxes[call], failure))
+                self._drop(call, None)
+        logger.error("step with %d requests failed", len(calls), exc_info=error)
+        self._emit(BatchFailed(model=self.name, rows=len(step.chunks), error=repr(error)))
+
+    def _drop(self, call: Call, shed: str | None) -> None:
+        """Forget a call; its slots are free."""
+        self._scheduler.cancel(call)
+        self._mailboxes.pop(call, None)
+        for sequence in call.sequences:
+            self._outputs.pop(sequence, None)
+        if shed is not None:
+            self._shed(call, shed)
+
+    def _shed(self, call: Call, reason: str) -> None:
+        self._emit(RequestShed(model=self.name, priority=call.request.priority, reason=reason))
+
+    def _post(self) -> None:
+        """Everything this step made crosses to asyncio in one hop."""
+        if self._posts:
+            posts, self._posts = self._posts, []
+            Mailbox.deliver(posts)
+
+    def _report_state(self) -> None:
+        with self._lock:
+            state = EngineState(
+                model=self.name,
+                running=self._scheduler.running_count,
+                waiting=self._scheduler.queue.depth(),
+            )
+        if state != self._state:
+            self._state = state
+            self._emit(state)
+
+    def _refuse_all(self) -> None:
+        with self._lock:
+            for call, mailbox in list(self._mailboxes.items()):
+                self._posts.append((mailbox, Unavailable("The engine is stopping; retry.")))
+                self._drop(call, None)
+        self._post()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every invariant holds; for tests, between steps."""
+        with self._lock:
+            self._scheduler.check_integrity()
+            for sequence in self._scheduler.running():
+                assert sequence in self._outputs
+                assert sequence.call in self._mailboxes
+            if self._scheduler.idle:
+                assert not self._outputs
+
+
+class _Output:
+    """What one sequence has made and not yet sent."""
+
+    __slots__ = ("logprobs", "pieces", "sampler", "stop_tokens", "text", "tokens")
+
+    def __init__(
+        self, *, sampler: SamplerState, text: TextStream, stop_tokens: frozenset[int]
+    ) -> None:
+        self.sampler = sampler
+        self.text = text
+        self.stop_tokens = stop_tokens
+        self.tokens: list[int] = []
+        self.pieces: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+
+    def delta(
+        self,
+        index: int,
+        *,
+        finish_reason: FinishReason | None = None,
+        usage: Usage | None = None,
+        timings: Timings | None = None,
+    ) -> Delta:
+        """Everything new, as one message."""
+        delta = Delta(
+            index=index,
+            text="".join(self.pieces),
+            token_ids=tuple(self.tokens),
+            logprobs=tuple(self.logprobs) if self.sampler.sampling.logprobs is not None else None,
+            finish_reason=finish_reason,
+            usage=usage,
+            timings=timings,
+        )
+        self.tokens.clear()
+        self.pieces.clear()
+        self.logprobs.clear()
+        return delta
+
+
+def _eos_ids(runner: Runner) -> list[int]:
+    """End-of-sequence tokens, of the generation config before the model's."""
+    for config in (runner.model.generation_config, runner.model.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            return [ids] if isinstance(ids, int) else list(ids)
+    return []

@@ -1,0 +1,91 @@
+"""The KV cache: one contiguous slot a sequence, for every layer of any Hugging Face model.
+
+Ownership
+---------
+::
+
+    layer 0   keys    [slots, context, kv_heads, head_dim]
+              values  [slots, context, kv_heads, head_dim]
+                 slot 3 ───► tokens 0 … computed-1 of the sequence that owns slot 3
+    layer 1   …
+
+The scheduler owns the map from sequences to slots; this file owns the bytes. A model's own
+attention layers write here through ``Cache.update`` and read in ``attention.py``. Layers
+are allocated at their first write, so no model needs a line of its own. Pages that no
+token has reached are never touched and take no memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Cache
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
+
+
+class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
+    """A transformers ``Cache`` whose batch is one row of tokens from many sequences.
+
+    Before a forward pass the runner says by ``place`` where each token belongs.
+    """
+
+    def __init__(self, *, slots: int, context: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self._context = context
+        self._rows = torch.empty(0, dtype=torch.long)
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def place(self, rows: torch.Tensor) -> None:
+        """``rows[t] = slot · context + position`` of the pass's token ``t``."""
+        self._rows = rows
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store ``[1, kv_heads, tokens, head_dim]`` of this pass; hands them back unchanged."""
+        if layer_idx not in self.keys:
+            self.keys[layer_idx] = self._allocate(key_states)
+            self.values[layer_idx] = self._allocate(value_states)
+        for cache, states in ((self.keys, key_states), (self.values, value_states)):
+            cache[layer_idx].flatten(0, 1).index_copy_(0, self._rows, states[0].transpose(0, 1))
+        return key_states, value_states
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` tokens of a slot, in all layers."""
+        for tensors in (self.keys, self.values):
+            for layer in tensors.values():
+                layer[target, :length].copy_(layer[source, :length])
+
+    def wipe(self, slot: int, length: int) -> None:
+        """Zero a slot's first tokens: a NaN would spoil the next owner through masked positions."""
+        for tensors in (self.keys, self.values):
+            for layer in tensors.values():
+                layer[slot, :length].zero_()
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What the slots take once every position has been used."""
+        tensors = (*self.keys.values(), *self.values.values())
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Unused: the runner passes positions explicitly."""
+        return 0
+
+    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
+        _, heads, _, head_dim = states.shape
+        shape = (self.slots, self._context, heads, head_dim)
+        if states.device.type == "cpu" and states.dtype in _NUMPY:
+            # calloc: the kernel hands out zero pages as they are touched, torch.zeros at once
+            return torch.from_numpy(np.zeros(shape, dtype=_NUMPY[states.dtype]))
+        return torch.zeros(shape, dtype=states.dtype, device=states.device)

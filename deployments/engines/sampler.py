@@ -1,0 +1,207 @@
+"""From logits to the next token, each row by its own parameters and its own randomness.
+
+Order, for a row: repetition penalty (Keskar et al. 2019), frequency and presence penalty,
+logit bias, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
+Then one uniform number a token picks by inverse transform: a sequence draws its own
+numbers from its own seed, so the same seed gives the same tokens whatever else runs.
+
+Rows are grouped by what they need: plain greedy rows, the common case, cost one argmax
+over all of them together.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from models.contracts import Sampling
+
+CANDIDATES = 256
+"""Likeliest tokens that are sorted first; rows whose nucleus is wider are sorted whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The outcome for one row.
+
+    Attributes:
+        token: the id drawn; ``None`` if the logits were not finite.
+        logprob: of ``token``, before penalties, temperature and truncation; ``None`` unless asked.
+        top: the likeliest ids with their log-probabilities, likeliest first.
+    """
+
+    token: int | None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class SamplerState:
+    """What one sequence needs to draw: its parameters, its random numbers, its history."""
+
+    sampling: Sampling
+    random: random.Random
+    prompt: tuple[int, ...]
+    counts: Counter[int] = field(default_factory=Counter)
+    """How often each token was drawn."""
+
+    @classmethod
+    def start(cls, sampling: Sampling, prompt: tuple[int, ...], choice: int) -> SamplerState:
+        """``choice`` tells the ``n`` continuations of a seeded request apart."""
+        seed = None if sampling.seed is None else f"{sampling.seed}/{choice}"
+        return cls(sampling=sampling, random=random.Random(seed), prompt=prompt)
+
+    def drew(self, token: int) -> None:
+        self.counts[token] += 1
+
+    @property
+    def greedy(self) -> bool:
+        return self.sampling.temperature == 0
+
+    @property
+    def shapes_logits(self) -> bool:
+        s = self.sampling
+        return bool(
+            s.logit_bias or s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty
+        )
+
+    @property
+    def truncates(self) -> bool:
+        return self.sampling.top_k > 0 or self.sampling.top_p < 1 or self.sampling.min_p > 0
+
+
+def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
+    """Draw one token a row.
+
+    Args:
+        logits: ``[rows, vocabulary]``; rows that need shaping are overwritten.
+        states: one a row. Their random numbers advance; ``drew`` is left to the caller.
+    """
+    logprobs = [_logprobs(logits[i], s.sampling.logprobs) for i, s in enumerate(states)]
+    for i, state in enumerate(states):
+        if state.shapes_logits:
+            _shape(logits[i], state)
+    best, tokens = logits.max(dim=-1)
+    finite = torch.isfinite(best).tolist()  # NaN and +inf win every max
+    drawn = tokens.tolist()
+    random_rows = [i for i, s in enumerate(states) if not s.greedy and finite[i]]
+    if random_rows:
+        chosen = _draw(logits[random_rows], [states[i] for i in random_rows])
+        for i, token in zip(random_rows, chosen, strict=True):
+            drawn[i] = token
+    return [
+        Drawn(None) if not ok else row(token)
+        for ok, token, row in zip(finite, drawn, logprobs, strict=True)
+    ]
+
+
+class _logprobs:
+    """The log-probabilities that a row's client asked for, taken before shaping."""
+
+    def __init__(self, row: torch.Tensor, top: int | None) -> None:
+        self._row = None if top is None else torch.log_softmax(row.double(), dim=-1)
+        self._top = top or 0
+
+    def __call__(self, token: int) -> Drawn:
+        if self._row is None:
+            return Drawn(token)
+        values, ids = self._row.topk(self._top)
+        return Drawn(
+            token, float(self._row[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        )
+
+
+def _shape(row: torch.Tensor, state: SamplerState) -> None:
+    """Apply penalties and bias to ``row [vocabulary]`` in place."""
+    s = state.sampling
+    if s.repetition_penalty != 1:
+        seen = torch.tensor(list({*state.prompt, *state.counts}), device=row.device)
+        values = row[seen]
+        row[seen] = torch.where(
+            values > 0, values / s.repetition_penalty, values * s.repetition_penalty
+        )
+    if state.counts and (s.presence_penalty or s.frequency_penalty):
+        ids = torch.tensor(list(state.counts), device=row.device)
+        counts = torch.tensor(list(state.counts.values()), dtype=row.dtype, device=row.device)
+        row[ids] -= s.presence_penalty + s.frequency_penalty * counts
+    if s.logit_bias:
+        ids = torch.tensor(list(s.logit_bias), device=row.device)
+        row[ids] += torch.tensor(list(s.logit_bias.values()), dtype=row.dtype, device=row.device)
+
+
+def _draw(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[int]:
+    """One token a row of ``[rows, vocabulary]``, all with a temperature above 0."""
+    temperature = logits.new_tensor([s.sampling.temperature for s in states])
+    # Subtracting the maximum first keeps tiny temperatures from overflowing.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+    probabilities = torch.softmax(scaled, dim=-1)
+    uniform = logits.new_tensor([s.random.random() for s in states])
+    tokens = [0] * len(states)
+    whole = [i for i, s in enumerate(states) if not s.truncates]
+    if whole:
+        picked = _inverse_transform(probabilities[whole], uniform[whole])
+        for i, token in zip(whole, picked.tolist(), strict=True):
+            tokens[i] = token
+    truncated = [i for i, s in enumerate(states) if s.truncates]
+    if truncated:
+        picked = _truncated(
+            probabilities[truncated], uniform[truncated], [states[i].sampling for i in truncated]
+        )
+        for i, token in zip(truncated, picked.tolist(), strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def _truncated(
+    probabilities: torch.Tensor, uniform: torch.Tensor, samplings: Sequence[Sampling]
+) -> torch.Tensor:
+    """Draw from the kept part of each row, in order of falling probability."""
+    vocabulary = probabilities.shape[-1]
+    width = min(vocabulary, CANDIDATES)
+    values, ids = probabilities.topk(width)
+    kept = keep(values, samplings, vocabulary)
+    # The kept part is a prefix. Where it fills all candidates it may go on behind them.
+    if width < vocabulary and bool((kept[:, -1] > 0).any()):
+        values, ids = probabilities.sort(dim=-1, descending=True)
+        kept = keep(values, samplings, vocabulary)
+    places = _inverse_transform(kept, uniform)
+    return ids.gather(1, places[:, None])[:, 0]
+
+
+def keep(ordered: torch.Tensor, samplings: Sequence[Sampling], vocabulary: int) -> torch.Tensor:
+    """Zero what top-k, top-p and min-p cut off.
+
+    Args:
+        ordered: ``[rows, candidates]``, each row the largest probabilities, falling.
+        samplings: one a row.
+        vocabulary: what ``top_k = 0`` means.
+
+    Returns:
+        The same shape, not normalised; the likeliest token always stays.
+    """
+    top_k = torch.tensor([s.top_k or vocabulary for s in samplings], device=ordered.device)
+    top_p = ordered.new_tensor([s.top_p for s in samplings])
+    min_p = ordered.new_tensor([s.min_p for s in samplings])
+    rank = torch.arange(ordered.shape[-1], device=ordered.device)
+    kept = ordered * (rank < top_k[:, None])
+    # top-p is of what top-k left; without top-k the mass behind the candidates counts too
+    mass = torch.where(top_k < vocabulary, kept.sum(-1), torch.ones_like(top_p))
+    before = kept.cumsum(-1) - kept
+    kept = kept * (before < (top_p * mass)[:, None])
+    kept = kept * (kept >= min_p[:, None] * ordered[:, :1])
+    kept[:, 0] = ordered[:, 0]
+    return kept
+
+
+def _inverse_transform(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Index per row, with probability proportional to ``weights``."""
+    cumulative = weights.cumsum(-1)
+    target = (uniform * cumulative[:, -1])[:, None]
+    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    # rounding may point behind the last token that has any weight
+    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(index, last)

@@ -1,0 +1,97 @@
+"""What the engine knows of one request and of each of its continuations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deployments.engines.queue import Ticket
+from models.contracts import FinishReason, GenerateRequest
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One request inside the engine: its prompt in tokens and its ``n`` sequences.
+
+    Times are those of the engine's clock, in seconds; ``None`` until they happen.
+    """
+
+    request: GenerateRequest
+    prompt: tuple[int, ...]
+    arrived: float
+    deadline: float
+    """When the whole answer is due."""
+    ticket: Ticket[Call] | None = None
+    sequences: list[Sequence] = field(default_factory=list)
+    started: float | None = None
+    first_token: float | None = None
+    cached_tokens: int = 0
+
+    @property
+    def done(self) -> bool:
+        return all(sequence.finished for sequence in self.sequences)
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One continuation. ``tokens`` is the prompt and what was drawn so far.
+
+    ``computed`` counts the leading tokens whose keys and values lie in ``slot``. While a
+    sequence runs it owns its slot alone; ``computed == len(tokens) - 1`` means that it
+    decodes, less that it still prefills.
+    """
+
+    call: Call
+    index: int
+    max_tokens: int
+    tokens: list[int]
+    slot: int | None = None
+    computed: int = 0
+    finished: bool = False
+    finish_reason: FinishReason | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.call.prompt)
+
+    @property
+    def generated(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.tokens) - self.prompt_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """Keys and values of the first ``length`` tokens, from one slot to another."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """The next tokens of one sequence to run through the model in this step."""
+
+    sequence: Sequence
+    slot: int
+    start: int
+    """Position of the first of ``tokens``; everything before it lies in the slot."""
+    tokens: tuple[int, ...]
+    samples: bool
+    """Whether the last token's logits are wanted, to draw the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One forward pass. Copies are made first, in order."""
+
+    copies: tuple[Copy, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(len(c.tokens) for c in self.chunks if c.start < c.sequence.prompt_length)
+
+    @property
+    def decode_tokens(self) -> int:
+        return sum(len(c.tokens) for c in self.chunks) - self.prefill_tokens
