@@ -442,8 +442,11 @@ def check_any_story(
             arrived = now()
             try:
                 async with asyncio.timeout(arrival.patience_s):
-                    output = await bench.call(
-                        arrival.number, arrival.tenant, arrival.priority, arrival.timeout_s
+                    output = await bench.batcher.submit(
+                        arrival.number,
+                        tenant=arrival.tenant,
+                        priority=arrival.priority,
+                        timeout_s=arrival.timeout_s,
                     )
             except TimeoutError:
                 assert now() - arrived == pytest.approx(arrival.patience_s)
@@ -481,9 +484,9 @@ def check_any_story(
         started = len(bench.told(RequestStarted))
         shed = [event.reason for event in bench.told(RequestShed)]
         assert started + len(shed) == len(calls), "each is started or shed, once"
-        for reason in ("full", "expired"):
-            assert ends.count(reason) == shed.count(reason)
-        assert ends.count("cancelled") >= shed.count("cancelled")
+        assert ends.count("full") == shed.count("full")
+        unheard = shed.count("expired") - ends.count("expired")  # gave up at that very instant
+        assert 0 <= unheard <= ends.count("cancelled") - shed.count("cancelled")
         computed = sum(event.rows for event in bench.told(BatchRan))
         assert ends.count("done") <= computed <= started
         assert bool(ends.count("failed")) <= bool(bench.told(BatchFailed))
