@@ -1,0 +1,106 @@
+"""The gateway, put together: which policies hold, in which order, and which routes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from deployments.gateway.openapi import openapi_operation
+from deployments.gateway.operation import Operation
+from deployments.gateway.policies.access import Access
+from deployments.gateway.policies.body_limit import BodyLimit
+from deployments.gateway.policies.compression import Compression
+from deployments.gateway.policies.deadline import Deadline
+from deployments.gateway.policies.disconnect import Disconnect
+from deployments.gateway.policies.failures import Failures
+from deployments.gateway.policies.request_id import RequestId
+from deployments.gateway.policies.security_headers import SecurityHeaders
+from deployments.gateway.routes import (
+    health,
+    infer,
+    infer_socket,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_models,
+)
+from deployments.gateway.services import Services
+from models.errors import NotFound
+
+Policy: TypeAlias = Callable[[ASGIApp], ASGIApp]
+
+
+def create_app(services: Services) -> ASGIApp:
+    operations = routes(services)
+    operations.append(openapi_operation(operations))
+    app: ASGIApp = Router(
+        [*operations, infer_socket.route(services)], default=unmatched, redirect_slashes=False
+    )
+    for policy in reversed(policies(services)):
+        app = policy(app)
+    return app
+
+
+def routes(services: Services) -> list[Operation]:
+    """The busiest first: they are tried in this order."""
+    return [
+        *openai_chat.operations(services),
+        *infer.operations(services),
+        *openai_completions.operations(services),
+        *openai_embeddings.operations(services),
+        *health.operations(services),
+        *openai_models.operations(services),
+    ]
+
+
+def policies(services: Services) -> Sequence[Policy]:
+    """From the outermost, which sees a request first and its answer last, inwards."""
+    config = services.config
+    return [
+        partial(RequestId, clock=services.clock),
+        SecurityHeaders,
+        *cors(config.cors.allow_origins),
+        partial(Access, emit=services.emit, clock=services.clock),
+        partial(Failures, now=services.now),
+        partial(Compression, above_bytes=config.compress_above_bytes),
+        Disconnect,
+        partial(
+            Deadline,
+            default_s=config.request_timeout_s,
+            routes={openai_embeddings.PATH: config.predict_timeout_s},
+        ),
+        partial(BodyLimit, max_bytes=config.max_body_bytes),
+    ]
+
+
+def cors(origins: tuple[str, ...]) -> list[Policy]:
+    if not origins:
+        return []
+    return [
+        partial(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=(
+                "X-Request-ID",
+                "Retry-After",
+                "Server-Timing",
+                "X-Next-Cursor",
+                "X-Prev-Cursor",
+            ),
+        )
+    ]
+
+
+async def unmatched(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await WebSocketClose()(scope, receive, send)
+        return
+    raise NotFound(f"There is nothing at {scope['path']!r:.300}; see /openapi.json.")

@@ -1,0 +1,86 @@
+"""What the gateway comes to know of one request between its arrival and its end.
+
+The outermost policy makes it; policies and routes write down what they learn; the access
+policy tells the subscribers when all is over. On a WebSocket every request has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from deployments.observability.events import RequestFinished
+from models.contracts import Delta, Priority, Timings, Usage
+from models.errors import PlatformError
+
+UNMATCHED = "(unmatched)"
+CLIENT_GONE = 499
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    id: str
+    method: str
+    arrived: float
+    """On the services' clock."""
+    route: str = UNMATCHED
+    model: str | None = None
+    priority: Priority | None = None
+    tenant: str = "public"
+    deadline: float | None = None
+    status: int | None = None
+    """``None`` until the answer has begun."""
+    answered: bool = False
+    """The last byte has been handed to the server."""
+    client_gone: bool = False
+    error: PlatformError | None = None
+    first_output: float | None = None
+    """When a stream's first output was there."""
+    usage: Usage | None = None
+    timings: Timings | None = None
+    failure_frame: Callable[[PlatformError], bytes] | None = None
+    """How a stream that has begun tells its client of a failure."""
+
+    def account(self, last: Delta) -> None:
+        """Add what the last delta of a generator call reports.
+
+        Several prompts of one request run side by side: tokens add up, and the slowest
+        says where the time went.
+        """
+        if (usage := last.usage) is not None:
+            if (sum_ := self.usage) is not None:
+                usage = Usage(
+                    prompt_tokens=sum_.prompt_tokens + usage.prompt_tokens,
+                    completion_tokens=sum_.completion_tokens + usage.completion_tokens,
+                    cached_tokens=sum_.cached_tokens + usage.cached_tokens,
+                )
+            self.usage = usage
+        if (timings := last.timings) is not None and (
+            self.timings is None or timings.total_s > self.timings.total_s
+        ):
+            self.timings = timings
+
+    def finished(self, at: float) -> RequestFinished:
+        """The event that closes the exchange."""
+        gone = self.client_gone and not self.answered
+        return RequestFinished(
+            request_id=self.id,
+            route=self.route,
+            method=self.method,
+            status=CLIENT_GONE if gone else self.status or 500,
+            code=None if self.error is None else self.error.code,
+            duration_s=at - self.arrived,
+            model=self.model,
+            priority=self.priority,
+            tenant=self.tenant,
+            ttft_s=None if self.first_output is None else self.first_output - self.arrived,
+            usage=self.usage,
+            timings=self.timings,
+        )
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    exchange: Exchange = scope["exchange"]
+    return exchange

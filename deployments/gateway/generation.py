@@ -1,0 +1,165 @@
+"""A generating request at work: its generator calls, and their deltas as they come.
+
+    handler ── iterates ──> Generation <── pump (one task a prompt) <── generator
+
+A pump takes what its generator yields without waiting for the client, so whatever has
+gathered while the client was being written to goes out in one piece. What it can gather is
+bounded by ``max_tokens``. Leaving the ``async with`` closes every generator, which frees
+its slot in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Self, cast
+
+from deployments.gateway.exchange import Exchange
+from deployments.gateway.services import Services
+from models.contracts import (
+    Delta,
+    FinishReason,
+    GenerateRequest,
+    Priority,
+    Prompt,
+    Sampling,
+    TokenLogprob,
+)
+from models.errors import UpstreamError
+
+
+@dataclass(slots=True)
+class Choice:
+    """One continuation, as far as it has come."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        if delta.logprobs:
+            self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason
+
+
+class Generation:
+    """The calls for ``prompts``. Choices are numbered through, ``n`` for each prompt.
+
+    Raises:
+        NotFound, InvalidInput: there is no such model, or it does not generate.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        exchange: Exchange,
+        *,
+        model: str,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        n: int = 1,
+        stream: bool,
+        priority: Priority,
+    ) -> None:
+        self._generator = services.generator(model)
+        exchange.model, exchange.priority = model, priority
+        self._exchange = exchange
+        self.choices = n * len(prompts)
+        left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
+        self._requests = [
+            GenerateRequest(
+                id=exchange.id if len(prompts) == 1 else f"{exchange.id}-{number}",
+                model=model,
+                prompt=prompt,
+                sampling=sampling,
+                n=n,
+                stream=stream,
+                tenant=exchange.tenant,
+                priority=priority,
+                timeout_s=left_s,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        self._pumps: list[asyncio.Task[None]] = []
+        self._running = len(prompts)
+        self._unfinished = self.choices
+        self._ready: list[Delta] = []
+        self._error: Exception | None = None
+        self._news: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._pumps = [
+            asyncio.create_task(self._pump(request, number * request.n))
+            for number, request in enumerate(self._requests)
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        running = [pump for pump in self._pumps if not pump.done()]
+        for pump in running:
+            pump.cancel()
+        if running:
+            await asyncio.wait(running)
+
+    async def ready(self) -> list[Delta] | None:
+        """All deltas that are there, waiting for the first; ``None`` when all is said.
+
+        Empty when :meth:`nudge` ended the wait.
+
+        Raises:
+            PlatformError: what a generator raised, after what it yielded before.
+        """
+        if not self._ready and self._running and self._error is None:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        if self._ready:
+            deltas, self._ready = self._ready, []
+            return deltas
+        if self._error is not None:
+            raise self._error
+        if self._running:
+            return []
+        if self._unfinished:
+            raise UpstreamError("The model stopped before its answer was complete; try again.")
+        return None
+
+    def nudge(self) -> None:
+        """End the wait of :meth:`ready`."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def _pump(self, request: GenerateRequest, first_choice: int) -> None:
+        try:
+            # The contract cancels by closing, so what generates can be closed.
+            source = cast("AsyncGenerator[Delta]", self._generator.generate(request))
+            async with aclosing(source) as deltas:
+                async for delta in deltas:
+                    if delta.finish_reason is not None:
+                        self._unfinished -= 1
+                        self._exchange.account(delta)
+                    if first_choice:
+                        delta = replace(delta, index=first_choice + delta.index)
+                    self._ready.append(delta)
+                    self.nudge()
+        except Exception as error:
+            self._error = self._error or error
+        finally:
+            self._running -= 1
+            self.nudge()
+
+
+async def collect(generation: Generation) -> list[Choice]:
+    """Every choice, whole.
+
+    Raises:
+        PlatformError: what a generator raised; nothing goes on running.
+    """
+    choices = [Choice() for _ in range(generation.choices)]
+    async with generation:
+        while (deltas := await generation.ready()) is not None:
+            for delta in deltas:
+                choices[delta.index].add(delta)
+    return choices

@@ -1,0 +1,154 @@
+"""The OpenAPI 3.1 document, made of the very schemas that validate (spec A6)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import orjson
+from pydantic import TypeAdapter
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from deployments.gateway.errors import speaks_openai
+from deployments.gateway.operation import ANY_ERRORS, BODY_ERRORS, Answers, Call, Operation
+from deployments.gateway.schemas.base import Nothing
+from deployments.gateway.schemas.envelope import Failure
+from deployments.gateway.schemas.openai import OpenAIErrorAnswer
+from models.errors import PlatformError
+
+API_VERSION = "1.0.0"
+JSON = "application/json"
+REQUEST_ID = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "description": "Taken as the request's id if it has 1 to 128 plain characters.",
+    "schema": {"type": "string"},
+}
+RETRY_LATER = frozenset({429, 503})
+
+Schema: TypeAlias = dict[str, Any]
+Schemas: TypeAlias = Mapping[object, Schema]
+"""By the type that was described: its schema, which refers to the components."""
+
+
+def openapi_operation(operations: Sequence[Operation]) -> Operation:
+    """``GET /openapi.json``, about ``operations`` and itself."""
+
+    async def show(call: Call[Nothing]) -> ASGIApp:
+        return Response(body, media_type=JSON)
+
+    own = Operation(
+        "GET",
+        "/openapi.json",
+        show,
+        answers=Answers(schema=dict[str, Any]),
+        summary="This document.",
+    )
+    body = orjson.dumps(document([*operations, own]))
+    return own
+
+
+def document(operations: Sequence[Operation]) -> Schema:
+    schemas, components = _describe(operations)
+    paths: defaultdict[str, Schema] = defaultdict(dict)
+    for operation in operations:
+        paths[operation.path_format][operation.method.lower()] = _operation(operation, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Frontier Run", "version": API_VERSION},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _describe(operations: Sequence[Operation]) -> tuple[Schemas, Schema]:
+    written = dict.fromkeys(operation.takes for operation in operations)
+    read = dict.fromkeys(
+        described for operation in operations for described in _answer_types(operation.answers)
+    )
+    found, definitions = TypeAdapter.json_schemas(
+        [
+            *((type_, "validation", TypeAdapter(type_)) for type_ in written),
+            *((type_, "serialization", TypeAdapter(type_)) for type_ in read),
+        ],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = {type_: schema for (type_, _), schema in found.items()}
+    return schemas, definitions.get("$defs", {})
+
+
+def _answer_types(answers: Answers) -> Iterator[Any]:
+    yield from (Failure, OpenAIErrorAnswer)
+    yield from answers.streams.values()
+    if answers.schema is not None:
+        yield answers.schema
+
+
+def _operation(operation: Operation, schemas: Schemas) -> Schema:
+    described: Schema = {
+        "summary": operation.summary,
+        "operationId": re.sub(r"\W+", "_", operation.method.lower() + operation.path_format).strip(
+            "_"
+        ),
+        "parameters": [REQUEST_ID, *_parameters(operation)],
+        "responses": {"200": _success(operation.answers, schemas), **_failures(operation, schemas)},
+    }
+    if operation.method == "POST":
+        described["requestBody"] = {
+            "required": True,
+            "content": {JSON: {"schema": schemas[operation.takes]}},
+        }
+    return described
+
+
+def _parameters(operation: Operation) -> Iterator[Schema]:
+    for name in operation.param_convertors:
+        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+    if operation.method == "GET":
+        for name, schema in operation.takes.model_json_schema().get("properties", {}).items():
+            yield {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+def _success(answers: Answers, schemas: Schemas) -> Schema:
+    content: Schema = {}
+    if answers.schema is not None:
+        content[answers.media_type] = {"schema": schemas[answers.schema]}
+    elif not answers.streams:
+        content[answers.media_type] = {"schema": {"type": "string"}}
+    for media_type, event in answers.streams.items():
+        # OpenAPI 3.1 cannot say "a sequence of": the event's schema stands beside.
+        content[media_type] = {"schema": {"type": "string"}, "x-event-schema": schemas[event]}
+    return {
+        "description": "Done.",
+        "headers": {name: _header(meaning) for name, meaning in answers.headers.items()},
+        "content": content,
+    }
+
+
+def _failures(operation: Operation, schemas: Schemas) -> Schema:
+    errors: set[type[PlatformError]] = {*ANY_ERRORS, *operation.answers.errors}
+    if operation.method == "POST":
+        errors.update(BODY_ERRORS)
+    by_status: defaultdict[int, list[type[PlatformError]]] = defaultdict(list)
+    for error in sorted(errors, key=lambda error: (error.status, error.code)):
+        by_status[error.status].append(error)
+    shape = OpenAIErrorAnswer if speaks_openai(operation.path) else Failure
+    return {
+        str(status): {
+            "description": f"{HTTPStatus(status).phrase}. Codes: "
+            + ", ".join(f"`{error.code}`" for error in errors),
+            "headers": {"Retry-After": _header("Seconds to wait, where that is known.")}
+            if status in RETRY_LATER
+            else {},
+            "content": {JSON: {"schema": schemas[shape]}},
+        }
+        for status, errors in by_status.items()
+    }
+
+
+def _header(description: str) -> Schema:
+    return {"description": description, "schema": {"type": "string"}}

@@ -1,0 +1,105 @@
+"""One HTTP operation: a route that validates its input, and documents itself, by one schema."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.gateway.body import read_json_body
+from deployments.gateway.exchange import Exchange, exchange_of
+from deployments.gateway.schemas.base import Nothing
+from deployments.gateway.validation import parse_json, parse_query
+from models.errors import (
+    InternalError,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    PlatformError,
+    Timeout,
+    Unavailable,
+    UnsupportedMediaType,
+    UpstreamError,
+)
+
+Input = TypeVar("Input", bound=BaseModel)
+
+ANY_ERRORS = (InvalidInput, MethodNotAllowed, InternalError, Timeout)
+BODY_ERRORS = (PayloadTooLarge, UnsupportedMediaType)
+MODEL_ERRORS = (NotFound, Overloaded, UpstreamError, Unavailable)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Input]):
+    """A validated request."""
+
+    exchange: Exchange
+    input: Input
+    """What a POST carries in its body and a GET in its query."""
+    headers: Headers
+    path: Mapping[str, str]
+
+
+Endpoint: TypeAlias = Callable[[Call[Any]], Awaitable[ASGIApp]]
+"""Takes a call, returns the response."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a route may answer, for the OpenAPI document."""
+
+    schema: Any
+    """Of the 200 body; ``None``: it is not JSON."""
+    media_type: str = "application/json"
+    streams: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    """Other media types of a 200, with the schema of one event."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names and meanings of headers of a 200."""
+    errors: tuple[type[PlatformError], ...] = ()
+    """Beside those that every route, and every route with a body, may answer."""
+
+
+class Operation(Route):
+    """A method on a path. An endpoint never sees input that its schema does not allow."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        *,
+        takes: type[BaseModel] = Nothing,
+        answers: Answers,
+        summary: str,
+    ) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.method = method
+        self.takes = takes
+        self.answers = answers
+        self.summary = summary
+        self.allowed = frozenset(self.methods or ())
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
+        exchange.route = self.path_format
+        if scope["method"] not in self.allowed:
+            allow = ", ".join(sorted(self.allowed))
+            raise MethodNotAllowed(
+                f"{self.path_format} does not answer {scope['method']}; it answers {allow}.",
+                details={"allow": allow},
+            )
+        headers = Headers(scope=scope)
+        if self.method == "POST":
+            parse_query(Nothing, scope["query_string"])
+            value = parse_json(self.takes, await read_json_body(headers, receive))
+        else:
+            value = parse_query(self.takes, scope["query_string"])
+        response = await self.endpoint(Call(exchange, value, headers, scope["path_params"]))
+        await response(scope, receive, send)

@@ -1,0 +1,48 @@
+"""Every request has an id: the client's if it is sane, else ours; every answer carries it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from secrets import token_hex
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.gateway.exchange import Exchange
+
+SANE = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
+HEADER = b"x-request-id"
+
+
+class RequestId:
+    """Opens the exchange, so it stands outermost."""
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float]) -> None:
+        self.app = app
+        self.clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(
+            id=_given(scope) or token_hex(16),
+            method=scope.get("method", "WEBSOCKET"),
+            arrived=self.clock(),
+        )
+        scope["exchange"] = exchange
+        header = (HEADER, exchange.id.encode("ascii"))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def _given(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == HEADER and SANE.fullmatch(value):
+            return str(value, "ascii")
+    return None

@@ -1,0 +1,1 @@
+"""What each route does: a thin translation between its protocol and the shared core."""

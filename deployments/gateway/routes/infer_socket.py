@@ -1,0 +1,198 @@
+"""``WS /v1/infer/ws``: the events of ``/v1/infer/stream``, several requests on one connection.
+
+The client sends ``{"type": "infer", "id", "model", "prompt", "params", "priority"}`` under an
+id of its choice, and ``{"type": "cancel", "id"}``. The server sends ``{"event", "id", "data"}``:
+``token`` …, and at last one of ``done``, ``error`` or ``cancelled``. An error that belongs to
+no request has the id null. To cancel what has already ended is no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import orjson
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from deployments.gateway.errors import as_platform_error
+from deployments.gateway.exchange import Exchange, exchange_of
+from deployments.gateway.policies.deadline import time_limit
+from deployments.gateway.routes.infer import start
+from deployments.gateway.routes.infer_events import InferEvents
+from deployments.gateway.schemas.infer import SocketCancel, SocketInfer
+from deployments.gateway.services import Services
+from deployments.gateway.validation import parse_json
+from models.errors import InvalidInput, Overloaded, PlatformError
+
+PATH = "/v1/infer/ws"
+UNSUPPORTED_DATA = 1003
+MESSAGE_TOO_BIG = 1009
+SCHEMAS: dict[object, type[SocketInfer] | type[SocketCancel]] = {
+    "infer": SocketInfer,
+    "cancel": SocketCancel,
+}
+
+
+def route(services: Services) -> WebSocketRoute:
+    return WebSocketRoute(PATH, partial(serve, services))
+
+
+async def serve(services: Services, socket: WebSocket) -> None:
+    await socket.accept()
+    connection = Connection(services, socket)
+    try:
+        await connection.listen()
+    finally:
+        await connection.close()
+
+
+class SocketEvents(InferEvents):
+    """The encoder for one request on a socket."""
+
+    def __init__(self, services: Services, exchange: Exchange, id_: str | None) -> None:
+        super().__init__(services, exchange)
+        self._id = orjson.dumps(id_)
+
+    def frame(self, event: bytes, data: bytes) -> bytes:
+        return b'{"event":"' + event + b'","id":' + self._id + b',"data":' + data + b"}"
+
+    def cancelled(self) -> bytes:
+        return self.frame(b"cancelled", b"null")
+
+
+class Connection:
+    """What runs on one socket, by the client's ids."""
+
+    def __init__(self, services: Services, socket: WebSocket) -> None:
+        self._services = services
+        self._socket = socket
+        self._id = exchange_of(socket.scope).id
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._writing = asyncio.Lock()
+        self._open = True
+
+    async def listen(self) -> None:
+        """Take messages until the client goes or breaks the rules of the connection."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            if text is None:
+                await self._hang_up(UNSUPPORTED_DATA, "Send JSON as text messages.")
+                return
+            if len(text) > self._services.config.max_body_bytes:
+                await self._hang_up(MESSAGE_TOO_BIG, "The message is too long.")
+                return
+            await self._take(text)
+
+    async def close(self) -> None:
+        """Nobody listens any more: end all that runs."""
+        self._open = False
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def _take(self, text: str) -> None:
+        id_ = None
+        try:
+            raw = _decode(text)
+            id_ = _usable_id(raw)
+            message = parse_json(_schema_of(raw), text)
+            if isinstance(message, SocketCancel):
+                task = self._running.get(message.id)
+                if task is not None and not task.cancelling():
+                    task.cancel()
+                return
+            if message.id in self._running:
+                id_ = None  # an error under this id would seem to end the one that runs
+                raise InvalidInput(f"A request with the id {message.id!r} is running.", param="id")
+            if len(self._running) >= self._services.config.socket_requests:
+                raise Overloaded(
+                    f"{len(self._running)} requests are running on this connection, and no more"
+                    " may; wait for one to end, or open another connection."
+                )
+        except PlatformError as error:
+            exchange = self._exchange(id_)
+            await self._fail(exchange, SocketEvents(self._services, exchange, id_), error)
+            self._services.emit(exchange.finished(self._services.clock()))
+        else:
+            self._running[message.id] = asyncio.create_task(self._answer(message))
+
+    async def _answer(self, request: SocketInfer) -> None:
+        services, exchange = self._services, self._exchange(request.id)
+        events = SocketEvents(services, exchange, request.id)
+        try:
+            async with (
+                time_limit(services.config.request_timeout_s),
+                start(services, exchange, request, stream=True) as generation,
+            ):
+                while (deltas := await generation.ready()) is not None:
+                    exchange.first_output = exchange.first_output or services.clock()
+                    if body := events.deltas(deltas):
+                        await self._send(body)
+            exchange.status = 200
+            await self._send(events.end(exchange))
+        except asyncio.CancelledError:
+            exchange.client_gone = True
+            # While the socket is open only the client's own message cancels.
+            await self._send(events.cancelled())
+        except Exception as error:
+            await self._fail(exchange, events, as_platform_error(error, exchange))
+        finally:
+            del self._running[request.id]
+            services.emit(exchange.finished(services.clock()))
+
+    async def _fail(self, exchange: Exchange, events: SocketEvents, error: PlatformError) -> None:
+        exchange.error = error
+        exchange.status = error.status
+        await self._send(events.failure(error))
+
+    async def _send(self, body: bytes) -> None:
+        async with self._writing:
+            if self._open:
+                try:
+                    await self._socket.send_text(body.decode())
+                except WebSocketDisconnect:
+                    self._open = False
+
+    async def _hang_up(self, code: int, reason: str) -> None:
+        async with self._writing:
+            self._open = False
+            await self._socket.close(code, reason)
+
+    def _exchange(self, id_: str | None) -> Exchange:
+        arrived = self._services.clock()
+        return Exchange(
+            id=self._id if id_ is None else f"{self._id}.{id_}",
+            method="WEBSOCKET",
+            arrived=arrived,
+            route=PATH,
+            deadline=arrived + self._services.config.request_timeout_s,
+        )
+
+
+def _decode(text: str) -> dict[str, object]:
+    try:
+        raw = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"The message is not valid JSON: {error}.") from None
+    if not isinstance(raw, dict):
+        raise InvalidInput("The message should be a JSON object.")
+    return raw
+
+
+def _usable_id(raw: dict[str, object]) -> str | None:
+    """The client's name for the request, also where the rest of the message is wrong."""
+    id_ = raw.get("id")
+    return id_ if isinstance(id_, str) and len(id_) <= 64 else None
+
+
+def _schema_of(raw: dict[str, object]) -> type[SocketInfer] | type[SocketCancel]:
+    kind = raw.get("type")
+    if not isinstance(kind, str) or kind not in SCHEMAS:
+        raise InvalidInput(
+            f"type should be 'infer' or 'cancel' (given: {kind!r:.80}).", param="type"
+        )
+    return SCHEMAS[kind]

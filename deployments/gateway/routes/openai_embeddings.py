@@ -1,0 +1,73 @@
+"""``POST /v1/embeddings``, in OpenAI's words."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from functools import partial
+
+from starlette.types import ASGIApp
+
+from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
+from deployments.gateway.responses import json_response
+from deployments.gateway.schemas.embeddings import EmbeddingAnswer, EmbeddingRequest
+from deployments.gateway.services import Services
+from models.contracts import Priority, Usage
+from models.errors import InvalidInput
+
+PATH = "/v1/embeddings"
+
+
+def operations(services: Services) -> list[Operation]:
+    return [
+        Operation(
+            "POST",
+            PATH,
+            partial(create, services),
+            takes=EmbeddingRequest,
+            answers=Answers(schema=EmbeddingAnswer, errors=MODEL_ERRORS),
+            summary="One vector for each text.",
+        )
+    ]
+
+
+async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
+    request, exchange = call.input, call.exchange
+    embedder = services.embedder(request.model)
+    exchange.model = request.model
+    exchange.priority = request.priority or Priority.STANDARD
+    left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
+    result = await embedder.embed(
+        request.texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
+    )
+    exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
+    width = len(result.vectors[0])
+    if request.dimensions not in (None, width):
+        raise InvalidInput(
+            f"dimensions is {request.dimensions}, but the vectors of {request.model!r} have"
+            f" {width} and are never cut; leave it out.",
+            param="dimensions",
+        )
+    vectors: Sequence[object] = result.vectors
+    if request.encoding_format == "base64":
+        vectors = [_base64(vector) for vector in result.vectors]
+    return json_response(
+        {
+            "object": "list",
+            "model": request.model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": vector}
+                for index, vector in enumerate(vectors)
+            ],
+            "usage": {
+                "prompt_tokens": result.prompt_tokens,
+                "total_tokens": result.prompt_tokens,
+            },
+        }
+    )
+
+
+def _base64(vector: Sequence[float]) -> str:
+    """Little-endian 32-bit floats, as OpenAI's client unpacks them."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")

@@ -1,0 +1,65 @@
+"""``GET /v1/models`` and ``GET /v1/models/{model}``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from starlette.types import ASGIApp
+
+from deployments.gateway.operation import Answers, Call, Operation
+from deployments.gateway.pagination import PageQuery, paginate
+from deployments.gateway.responses import json_response
+from deployments.gateway.schemas.base import Nothing
+from deployments.gateway.schemas.catalogue import ModelAnswer, ModelList
+from deployments.gateway.services import ServedModel, Services
+from models.errors import NotFound
+
+
+def operations(services: Services) -> list[Operation]:
+    return [
+        Operation(
+            "GET",
+            "/v1/models",
+            partial(list_models, services),
+            takes=PageQuery,
+            answers=Answers(
+                schema=ModelList,
+                headers={
+                    "X-Next-Cursor": "Where the next page begins; absent on the last.",
+                    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
+                },
+            ),
+            summary="The models that are served, by name.",
+        ),
+        Operation(
+            "GET",
+            "/v1/models/{model:path}",
+            partial(show_model, services),
+            answers=Answers(schema=ModelAnswer, errors=(NotFound,)),
+            summary="One model.",
+        ),
+    ]
+
+
+async def list_models(services: Services, call: Call[PageQuery]) -> ASGIApp:
+    page = paginate(services.models.values(), lambda model: model.name, call.input)
+    return json_response(
+        {"object": "list", "data": [_entry(model) for model in page.items]}, page.headers()
+    )
+
+
+async def show_model(services: Services, call: Call[Nothing]) -> ASGIApp:
+    model = services.model(call.path["model"])
+    call.exchange.model = model.name
+    return json_response(_entry(model))
+
+
+def _entry(model: ServedModel) -> dict[str, object]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+        "task": model.task,
+        "context": model.context,
+    }

@@ -1,0 +1,61 @@
+"""The rules all schemas share: nothing unknown, nothing coerced, nothing ambiguous."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from models.contracts import Priority
+
+
+class Strict(BaseModel):
+    """Unknown fields are errors, and ``"0.5"`` is not a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Nothing(Strict):
+    """The input of a route that takes none."""
+
+
+class Answer(BaseModel):
+    """A response as documented. Responses are built as plain dicts; the tests hold them to this."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def shape(name: str) -> Tag:
+    """Mark one branch of a union that :func:`by_shape` chooses from.
+
+    Pydantic puts the mark into the path of an error; the brackets tell
+    ``validation.py`` that it is no part of what the client wrote.
+    """
+    return Tag(f"<{name}>")
+
+
+def by_shape(expected: str) -> Discriminator:
+    """Choose a branch by the JSON type, so that an error speaks of that branch alone.
+
+    Branches: ``text``, ``list``.
+    """
+
+    def choose(value: object) -> str | None:
+        if isinstance(value, str):
+            return "<text>"
+        return "<list>" if isinstance(value, list) else None
+
+    return Discriminator(
+        choose, custom_error_type="shape", custom_error_message=f"Input should be {expected}"
+    )
+
+
+TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
+ModelName: TypeAlias = Annotated[
+    str, Field(min_length=1, max_length=256, description="One of the names in `GET /v1/models`.")
+]
+PriorityName: TypeAlias = Annotated[
+    Priority, Field(description="Which waiting room the request joins.")
+]
+NotSupported: TypeAlias = None
+"""A field of OpenAI's that would change the answer and is not built: only null passes."""

@@ -1,0 +1,102 @@
+"""All that the gateway needs from elsewhere, in one value that ``create_app`` is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from deployments.config import GatewayConfig
+from deployments.observability.events import Emit
+from models.contracts import Generator, Priority
+from models.errors import InvalidInput, NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedResult:
+    vectors: Sequence[Sequence[float]]
+    """One for each input, in order."""
+    prompt_tokens: int
+    """Summed over the inputs."""
+
+
+class Embedder(Protocol):
+    async def embed(
+        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
+    ) -> EmbedResult:
+        """Embed every input; cancelling the call frees what it holds.
+
+        Raises:
+            models.errors.PlatformError: as ``Generator.generate`` does.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One name in ``/v1/models``. The task says which of the two workers is there."""
+
+    name: str
+    task: Literal["generate", "embed"]
+    created: int
+    """Unix seconds."""
+    generator: Generator | None = None
+    embedder: Embedder | None = None
+    context: int | None = None
+    """Tokens of prompt and output together, where the model has such a limit."""
+    owned_by: str = "frontier-run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    models: Mapping[str, ServedModel]
+    config: GatewayConfig
+    emit: Emit
+    ready: Callable[[], Awaitable[Mapping[str, bool | str]]]
+    """Each component: True, or why it is not ready."""
+    metrics: Callable[[], Awaitable[bytes]]
+    """The Prometheus text of the whole cluster."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, for durations."""
+    now: Callable[[], float] = time.time
+    """Unix seconds, for timestamps."""
+
+    def model(self, name: str) -> ServedModel:
+        """Raises :class:`NotFound` with the names that exist."""
+        try:
+            return self.models[name]
+        except KeyError:
+            served = ", ".join(sorted(self.models))
+            raise NotFound(
+                f"The model {name!r:.256} does not exist. Served here: {served}.", param="model"
+            ) from None
+
+    def generator(self, name: str) -> Generator:
+        """The worker behind a model that generates.
+
+        Raises:
+            NotFound: there is no such model.
+            InvalidInput: the model does something else.
+        """
+        generator = self.model(name).generator
+        if generator is None:
+            raise InvalidInput(
+                f"The model {name!r} embeds; it cannot generate. Use /v1/embeddings.", param="model"
+            )
+        return generator
+
+    def embedder(self, name: str) -> Embedder:
+        """The worker behind a model that embeds.
+
+        Raises:
+            NotFound: there is no such model.
+            InvalidInput: the model does something else.
+        """
+        embedder = self.model(name).embedder
+        if embedder is None:
+            raise InvalidInput(
+                f"The model {name!r} generates; it does not embed. Use /v1/chat/completions.",
+                param="model",
+            )
+        return embedder

@@ -1,0 +1,108 @@
+"""From what a client sent to a schema's value, or to an error that says what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from models.errors import InvalidInput
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+MISTAKES_TOLD = 10
+PYDANTIC_SUBJECT = re.compile(r"^(Value error, |Input |List |String |Dictionary )+should")
+
+
+def parse_json(schema: type[Schema], raw: bytes | str) -> Schema:
+    """Raises :class:`InvalidInput` naming the place, the value and what was expected."""
+    try:
+        return schema.model_validate_json(raw)
+    except ValidationError as error:
+        raise _refusal(schema, error) from None
+
+
+def parse_query(schema: type[Schema], query: bytes) -> Schema:
+    """Raises :class:`InvalidInput` naming the parameter, the value and what was expected."""
+    if not query:
+        given: Mapping[str, str] = {}
+    else:
+        try:
+            pairs = parse_qsl(
+                query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100
+            )
+        except ValueError:
+            raise InvalidInput("The query string is not URL-encoded UTF-8.") from None
+        given = dict(pairs)
+        if len(given) < len(pairs):
+            raise InvalidInput("A query parameter is given twice; give each once.")
+    try:
+        return schema.model_validate_strings(given)
+    except ValidationError as error:
+        raise _refusal(schema, error) from None
+
+
+def _refusal(schema: type[BaseModel], error: ValidationError) -> InvalidInput:
+    issues = error.errors(include_url=False)
+    mistakes = [_explain(schema, issue) for issue in issues[:MISTAKES_TOLD]]
+    param, message = mistakes[0]
+    details: dict[str, object] = {}
+    if len(issues) > 1:
+        message = f"{message.rstrip('.')}; and {len(issues) - 1} more."
+        details["mistakes"] = [text for _, text in mistakes]
+    return InvalidInput(message, param=param or None, details=details)
+
+
+def _explain(schema: type[BaseModel], issue: ErrorDetails) -> tuple[str, str]:
+    """The field as the client wrote it, and one sentence."""
+    *parents, last = issue["loc"] or ("",)
+    kind = issue["type"]
+    path = [part for part in parents if not _is_mark(part)]
+    if kind == "extra_forbidden" or not _is_mark(last):
+        path.append(last)
+    where = _dotted(path)
+    if kind == "json_invalid":
+        return "", f"The body is not valid JSON: {issue['ctx']['error']}."
+    if kind == "extra_forbidden":
+        known = sorted(_model_at(schema, path[:-1]).model_fields)
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known) or '-'}."
+        return where, f"Unknown field {where!r:.300}; {hint}"
+    if kind == "missing":
+        return where, f"{where} is required."
+    if kind == "none_required":
+        field = _model_at(schema, path[:-1]).model_fields[str(path[-1])]
+        return where, f"{where} is not supported: {field.description}. Leave it out."
+    expected = PYDANTIC_SUBJECT.sub("should", issue["msg"])
+    return where, f"{where or 'The body'} {expected} (given: {issue['input']!r:.80})."
+
+
+def _is_mark(part: int | str) -> bool:
+    """Whether pydantic put it there: a branch of ``schemas.base.shape``, or ``[key]``."""
+    return isinstance(part, str) and part[:1] + part[-1:] in ("<>", "[]")
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in path
+    ).removeprefix(".")
+
+
+def _model_at(schema: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The schema of the object that ``path`` leads to."""
+    for part in path:
+        if isinstance(part, str):
+            schema = next(_models_in(schema.model_fields[part].annotation))
+    return schema
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

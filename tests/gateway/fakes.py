@@ -1,0 +1,173 @@
+"""Workers that do what a test tells them, and remember what was asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deployments.config import GatewayConfig
+from deployments.gateway.services import EmbedResult, ServedModel, Services
+from deployments.observability.events import Event, RequestFinished
+from models.contracts import (
+    Delta,
+    FinishReason,
+    GenerateRequest,
+    Priority,
+    Timings,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+
+TIMINGS = Timings(queue_s=0.001, prefill_s=0.002, ttft_s=0.003, decode_s=0.004, total_s=0.007)
+NOW = 1_700_000_000.25
+
+
+@dataclass
+class FakeGenerator:
+    """Says ``pieces`` for every choice, ``delay_s`` apart, then ends as it is told.
+
+    It keeps the contract of ``Generator``: without ``stream`` one delta a choice.
+    """
+
+    pieces: Sequence[str] = ("Hel", "lo", "!")
+    delay_s: float = 0.0
+    error: Exception | None = None
+    """Raised after ``error_after`` pieces."""
+    error_after: int = 0
+    prompt_tokens: int = 5
+    finish_reason: FinishReason | None = FinishReason.STOP
+    requests: list[GenerateRequest] = field(default_factory=list)
+    running: int = 0
+    cancelled: list[str] = field(default_factory=list)
+    """Ids of requests that were closed before their end."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        self.requests.append(request)
+        self.running += 1
+        ended = False
+        try:
+            pieces = self.pieces if request.stream else ("".join(self.pieces),)
+            for said, piece in enumerate(pieces):
+                await asyncio.sleep(self.delay_s)
+                if self.error is not None and said >= self.error_after:
+                    ended = True
+                    raise self.error
+                for index in range(request.n):
+                    yield Delta(index=index, text=piece, logprobs=_logprobs(request, piece))
+            for index in range(request.n):
+                last = index == request.n - 1
+                yield Delta(
+                    index=index,
+                    finish_reason=self.finish_reason,
+                    usage=self._usage(request) if last else None,
+                    timings=TIMINGS if last else None,
+                )
+            ended = True
+        finally:
+            self.running -= 1
+            if not ended:
+                self.cancelled.append(request.id)
+
+    def _usage(self, request: GenerateRequest) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=len(self.pieces) * request.n,
+            cached_tokens=1,
+        )
+
+
+def _logprobs(request: GenerateRequest, piece: str) -> tuple[TokenLogprob, ...] | None:
+    if request.sampling.logprobs is None:
+        return None
+    top = tuple(
+        TopLogprob(token_id=number, token=f"t{number}", logprob=-float("inf") if number else -0.5)
+        for number in range(request.sampling.logprobs)
+    )
+    return (TokenLogprob(token_id=7, token=piece, logprob=-0.25, top=top),)
+
+
+@dataclass
+class FakeEmbedder:
+    """The length of a text and its first letter's code are its vector."""
+
+    error: Exception | None = None
+    delay_s: float = 0.0
+    calls: list[tuple[str, Priority, str, float | None]] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def embed(
+        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
+    ) -> EmbedResult:
+        self.calls += [(text, priority, tenant, timeout_s) for text in inputs]
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return EmbedResult(
+            vectors=[[float(len(text)), float(ord(text[0])), 0.5] for text in inputs],
+            prompt_tokens=sum(len(text.split()) for text in inputs),
+        )
+
+
+@dataclass
+class Recorder:
+    """Subscribes to events."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def finished(self) -> list[RequestFinished]:
+        return [event for event in self.events if isinstance(event, RequestFinished)]
+
+
+@dataclass
+class World:
+    """A gateway's surroundings. ``services()`` gives the gateway its view of them."""
+
+    generator: FakeGenerator = field(default_factory=FakeGenerator)
+    embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
+    recorder: Recorder = field(default_factory=Recorder)
+    config: GatewayConfig = field(default_factory=GatewayConfig)
+    readiness: Mapping[str, bool | str] = field(default_factory=lambda: {"smollm2": True})
+    metrics_text: bytes = b"# HELP up x\nup 1\n"
+
+    def services(self) -> Services:
+        return Services(
+            models={
+                "smollm2": ServedModel(
+                    name="smollm2",
+                    task="generate",
+                    generator=self.generator,
+                    created=1_700_000_000,
+                    context=2048,
+                ),
+                "org/model:v1": ServedModel(
+                    name="org/model:v1",
+                    task="generate",
+                    generator=self.generator,
+                    created=1_700_000_001,
+                ),
+                "minilm": ServedModel(
+                    name="minilm", task="embed", embedder=self.embedder, created=1_700_000_002
+                ),
+            },
+            config=self.config,
+            emit=self.recorder,
+            ready=self._ready,
+            metrics=self._metrics,
+            now=lambda: NOW,
+        )
+
+    async def _ready(self) -> Mapping[str, bool | str]:
+        return self.readiness
+
+    async def _metrics(self) -> bytes:
+        return self.metrics_text
