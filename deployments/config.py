@@ -52,6 +52,9 @@ class Replicas(Section):
     """Far above the batch slots: waiting is done in our queue, which knows priorities."""
     drain_s: float = Field(default=30, ge=0)
     """How long a replica that is being stopped may finish what it has begun."""
+    max_surge_percent: int = Field(default=100, ge=0, le=100)
+    """Extra replicas while updating, so that the new one is up before the old one goes. 0: the
+    old one goes first; for a machine without room for both."""
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
 

@@ -1,0 +1,205 @@
+"""Thin shells: each puts one engine into a Serve replica and does nothing of its own.
+
+Plain classes; ``app.py`` makes deployments of them. In throughput mode their code runs on
+the replica's only event loop, so nothing here may block; torch runs in the engines' threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from deployments.config import BatcherConfig, EmbedModel, GatewayConfig, GenerateModel
+from deployments.engines.batcher import Batcher, predict_each
+from deployments.engines.embeddings import SentenceEncoder
+from deployments.engines.engine import Engine
+from deployments.gateway.app import create_app
+from deployments.gateway.services import ServedModel, Services
+from deployments.observability import logs, ray_metrics
+from deployments.observability.cluster_metrics import ClusterMetrics
+from deployments.observability.events import BatchRan, Emit, fan_out
+from deployments.remote import RemoteEmbedder, RemoteGenerator, readiness
+from models.contracts import Delta, GenerateRequest, Json, Priority
+from models.errors import InvalidInput, PlatformError
+from models.sources import fetch
+
+
+def _observers() -> Emit:
+    """Who is told what happens in this process."""
+    logs.configure()
+    return fan_out(ray_metrics.subscriber(), logs.log_failures)
+
+
+class GeneratorReplica:
+    """One engine."""
+
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        model = GenerateModel.model_validate(config)
+        folder = fetch(model.source, sha256=model.sha256)
+        threads = model.engine.threads or max(1, math.floor(model.replicas.cpus))
+        engine = model.engine.model_copy(update={"threads": threads})
+        self._engine = Engine(name, folder, engine, model.queue, emit=_observers())
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | PlatformError]:
+        """Deltas; a failure comes as the last item."""
+        try:
+            async for delta in self._engine.generate(request):
+                yield delta
+        except PlatformError as error:
+            yield error
+
+    async def ping(self) -> None:
+        """Answers while the replica can take requests."""
+
+    def check_health(self) -> None:
+        if not self._engine.alive:
+            raise RuntimeError("the engine's thread has ended")
+
+    def __del__(self) -> None:
+        self._engine.close()
+
+
+class Batching(Protocol):
+    """The two ways to batch a fixed-cost model, seen from a replica."""
+
+    def configure(self, config: BatcherConfig) -> None: ...
+
+    async def submit(
+        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
+    ) -> Json: ...
+
+
+class ServeBatching:
+    """Ray Serve's own ``@serve.batch``: simple, no priorities, no deadlines, no fairness."""
+
+    def __init__(self, model: str, predictor: SentenceEncoder, emit: Emit) -> None:
+        self._model = model
+        self._predictor = predictor
+        self._emit = emit
+
+    def configure(self, config: BatcherConfig) -> None:
+        self._predict.set_max_batch_size(config.max_batch_size)
+        self._predict.set_batch_wait_timeout_s(config.max_wait_s)
+
+    async def submit(
+        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
+    ) -> Json:
+        outcome = await asyncio.wait_for(self._predict(input), timeout_s)
+        if isinstance(outcome, PlatformError):
+            raise outcome
+        return cast("Json", outcome)
+
+    @serve.batch  # type: ignore[untyped-decorator]  # Ray's decorators are untyped
+    async def _predict(self, inputs: Sequence[Json]) -> Sequence[Any]:
+        began = time.monotonic()
+        outcomes = await asyncio.to_thread(predict_each, self._predictor, inputs)
+        duration = time.monotonic() - began
+        self._emit(BatchRan(model=self._model, rows=len(inputs), duration_s=duration))
+        return outcomes
+
+
+class EmbedderReplica:
+    """One sentence encoder behind a batcher; ``user_config`` is the ``BatcherConfig``."""
+
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        model = EmbedModel.model_validate(config)
+        folder = fetch(model.source, sha256=model.sha256)
+        encoder = SentenceEncoder(folder, max_tokens=model.max_tokens, threads=model.threads)
+        emit = _observers()
+        self._batching: Batching
+        if model.batcher.kind == "serve":
+            self._batching = ServeBatching(name, encoder, emit)
+        else:
+            self._batching = Batcher(
+                encoder, model=name, config=model.batcher, queue=model.queue, emit=emit
+            )
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Batch size and wait change in place; no replica restarts."""
+        self._batching.configure(BatcherConfig.model_validate(user_config))
+
+    async def embed(
+        self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
+    ) -> tuple[np.ndarray, int] | PlatformError:
+        """Vectors ``[inputs, dimensions]`` float32, and the tokens read; or what went wrong."""
+        outcomes = await asyncio.gather(
+            *(
+                self._batching.submit(text, tenant=tenant, priority=priority, timeout_s=timeout_s)
+                for text in inputs
+            ),
+            return_exceptions=True,
+        )
+        vectors: list[Any] = []
+        tokens = 0
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, InvalidInput):
+                return InvalidInput(
+                    f"input {index}: {outcome.message}", param="input", details=outcome.details
+                )
+            if isinstance(outcome, PlatformError):
+                return outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+            output = cast("dict[str, Any]", outcome)
+            vectors.append(output["embedding"])
+            tokens += output["tokens"]
+        return np.asarray(vectors, dtype=np.float32), tokens
+
+    async def ping(self) -> None:
+        """Answers while the replica can take requests."""
+
+
+class GatewayReplica:
+    """One gateway, with a handle to every model."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        generators: Mapping[str, tuple[DeploymentHandle, int | None]],
+        embedders: Mapping[str, DeploymentHandle],
+    ) -> None:
+        self._config = GatewayConfig.model_validate(config)
+        self._generators = generators
+        self._embedders = embedders
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        started = int(time.time())
+        retries = self._config.start_retries
+        served = [
+            ServedModel(
+                name=name,
+                task="generate",
+                created=started,
+                generator=RemoteGenerator(name, handle, retries=retries),
+                context=context,
+            )
+            for name, (handle, context) in self._generators.items()
+        ]
+        served += [
+            ServedModel(
+                name=name,
+                task="embed",
+                created=started,
+                embedder=RemoteEmbedder(name, handle, retries=retries),
+            )
+            for name, handle in self._embedders.items()
+        ]
+        handles = {name: handle for name, (handle, _) in self._generators.items()}
+        handles.update(self._embedders)
+        return create_app(
+            Services(
+                models={model.name: model for model in served},
+                config=self._config,
+                emit=_observers(),
+                ready=lambda: readiness(handles),
+                metrics=ClusterMetrics(ray_metrics.node_endpoints).exposition,
+            )
+        )
