@@ -36,11 +36,16 @@ def sources_in(config: Path) -> Iterator[tuple[str, str | None]]:
     try:
         for application in tree["applications"]:
             for model in ((application.get("args") or {}).get("models") or {}).values():
-                if "source" in model:
-                    found[model["source"], model.get("sha256")] = None
+                match model.get("source"), model.get("sha256"):
+                    case None, _:
+                        continue
+                    case (str(source), (str() | None) as sha256):
+                        found[source, sha256] = None
+                    case given:
+                        raise TypeError(f"{given} is not text")
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(
-            f"{config}: expected applications[*].args.models.NAME.source, as Ray Serve reads it"
+            f"{config}: expected applications[*].args.models.NAME.source (and sha256), both text"
         ) from None
     if not found:
         raise ConfigError(f"{config}: names no source of weights in applications[*].args.models")

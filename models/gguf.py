@@ -51,7 +51,8 @@ def convert(gguf: Path, folder: Path) -> None:
             "if memory ran out: it needs about "
             f"{2 * EXPANSION * gguf.stat().st_size / 1e9:.1f} GB"
         )
-    reason = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    silence = f"{gguf.name}: the conversion ended with status {ran.returncode} and no message"
+    reason = (ran.stderr.strip().splitlines() or [silence])[-1]
     if ran.returncode == Exit.DISK_FULL:
         raise OSError(errno.ENOSPC, reason)
     raise ConfigError(reason)
@@ -110,14 +111,18 @@ def main(arguments: list[str]) -> Exit:
         advice = f"a package is missing ({_line(error)}): pip install 'frontier-run[gguf]'"
         status = Exit.PACKAGE_MISSING
     except Exception as error:  # a parser of foreign files may raise anything
-        # safetensors reports a full disk as text only
-        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        full = _disk_full(error)
         advice = _line(error) if full else f"{_line(error)}; use a model published as safetensors"
         status = Exit.DISK_FULL if full else Exit.FAILED
     else:
         return Exit.DONE
     print(f"{gguf.name} cannot be converted to safetensors: {advice}", file=sys.stderr)
     return status
+
+
+def _disk_full(error: Exception) -> bool:
+    # safetensors says it as text only
+    return getattr(error, "errno", None) == errno.ENOSPC or "(os error 28)" in str(error)
 
 
 def _line(error: Exception) -> str:

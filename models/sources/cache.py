@@ -47,6 +47,8 @@ def free_bytes(path: Path) -> int:
 class Provenance:
     """Where a folder's weights came from."""
 
+    revision: str
+    """The version or commit that was delivered, whatever was asked for."""
     weights_sha256: str
     """Of the weights as delivered, before any conversion."""
     converted_from: str | None = None
@@ -56,6 +58,7 @@ class Provenance:
 class Manifest:
     format: int
     source: str
+    revision: str
     weights_sha256: str
     converted_from: str | None
     created: str
@@ -118,7 +121,6 @@ class Cache:
         try:
             if final.exists():
                 self.report(f"{final} is damaged or of an older format: fetching it again")
-                final.rename(staging / "old")
             workspace = Workspace(
                 source=source,
                 cache=self.root,
@@ -132,6 +134,8 @@ class Cache:
             provenance = fill(workspace)
             folder.check(workspace.out, source)
             manifest = _seal(workspace.out, source, provenance)
+            if final.exists():  # only now: processes that still read the old one keep its files
+                final.rename(staging / "old")
             workspace.out.rename(final)
             _sync(self.root)
             return manifest
@@ -200,6 +204,7 @@ def _seal(out: Path, source: str, provenance: Provenance) -> Manifest:
     manifest = Manifest(
         format=FORMAT,
         source=source,
+        revision=provenance.revision,
         weights_sha256=provenance.weights_sha256,
         converted_from=provenance.converted_from,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import ConfigError, Unavailable
+from models.errors import ConfigError, PlatformError, Unavailable
 from models.sources import folder
 from models.sources.cache import Provenance, Workspace
 
-Download = Callable[[str, str | None, Path], None]
-"""Repository, revision and the folder to put its files in."""
+Download = Callable[[str, str | None, Path, Callable[[int], None]], str]
+"""Of a repository and a revision, into a folder, asking ``Workspace.need``; says the commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,31 +38,36 @@ class Repository:
 
     def fill(self, workspace: Workspace, sha256: str | None, download: Download) -> Provenance:
         workspace.report(f"downloading {self}")
-        download(self.name, self.revision, workspace.out)
+        commit = download(self.name, self.revision, workspace.out, workspace.need)
         shutil.rmtree(workspace.out / ".cache", ignore_errors=True)
         digest = folder.sha256_weights(folder.weights(workspace.out))
         folder.expect_sha256(str(self), digest, sha256)
-        return Provenance(weights_sha256=digest)
+        return Provenance(revision=commit, weights_sha256=digest)
 
 
-def download(name: str, revision: str | None, into: Path) -> None:
+def download(name: str, revision: str | None, into: Path, need: Callable[[int], None]) -> str:
     """Fetch through huggingface_hub, without pickles and code.
 
     Raises:
         ConfigError: no such repository or revision, or no permission.
-        Unavailable: the Hub is out of reach.
+        Unavailable: the Hub is out of reach, or the disk too small.
     """
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     patterns = [f"*{suffix}" for suffix in folder.SUFFIXES]
     try:
         if constants.is_offline_mode():
-            found = snapshot_download(
-                name, revision=revision, local_files_only=True, allow_patterns=patterns
-            )
-            shutil.copytree(found, into, dirs_exist_ok=True)
-        else:
-            snapshot_download(name, revision=revision, local_dir=into, allow_patterns=patterns)
+            found = snapshot_download(name, revision=revision, allow_patterns=patterns)
+            shutil.copytree(found, into, ignore=_other_files, dirs_exist_ok=True)
+            return Path(found).name
+        repository = HfApi().model_info(name, revision=revision, files_metadata=True)
+        files = [f for f in repository.siblings or () if f.rfilename.endswith(folder.SUFFIXES)]
+        need(sum(file.size or 0 for file in files))
+        commit = repository.sha or ""
+        snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=into)
+        return commit
+    except PlatformError:
+        raise
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise ConfigError(
             f"hf:{name}: no such repository or revision, or no permission ({_line(error)}); "
@@ -75,6 +80,11 @@ def download(name: str, revision: str | None, into: Path) -> None:
             f"hf:{name}: the Hub is out of reach and its cache has no copy ({_line(error)}); "
             "check the network, or give a local folder"
         ) from error
+
+
+def _other_files(directory: str, names: list[str]) -> list[str]:
+    paths = [Path(directory, name) for name in names]
+    return [p.name for p in paths if p.is_file() and p.suffix not in folder.SUFFIXES]
 
 
 def _line(error: Exception) -> str:

