@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from deployments.engines.sequence import Call, Sequence
-from models.contracts import GenerateRequest
+from models.contracts import ChatMessage, GenerateRequest, Prompt, Sampling
 from models.errors import InvalidInput
+
+MAX_LOGPROBS = 20
+MAX_BIAS = 100.0
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+}
+"""What the sampler computes with in every precision; the gateway may allow less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one model can serve."""
+
+    context: int
+    """Tokens of prompt and output together."""
+    vocabulary: int
+    max_choices: int
 
 
 def admit(
-    request: GenerateRequest,
-    prompt: tuple[int, ...],
-    *,
-    context: int,
-    vocabulary: int,
-    max_choices: int,
-    arrived: float,
+    request: GenerateRequest, prompt: tuple[int, ...], limits: Limits, *, arrived: float
 ) -> Call:
     """A request and its prompt's tokens → the call that the scheduler knows.
 
@@ -24,34 +42,18 @@ def admit(
         InvalidInput: naming the field, what was given and what is possible.
     """
     sampling = request.sampling
-    if not prompt:
-        raise InvalidInput("The prompt is empty; send at least one token.", param="prompt")
-    _check_tokens("prompt", prompt, vocabulary)
-    _check_tokens("logit_bias", sampling.logit_bias, vocabulary)
-    _check_tokens("stop_token_ids", sampling.stop_token_ids, vocabulary)
-    if not 1 <= request.n <= max_choices:
+    _check_sampling(sampling, limits.vocabulary)
+    if not 1 <= request.n <= limits.max_choices:
         raise InvalidInput(
-            f"n is {request.n}; this model gives 1 to {max_choices} choices.", param="n"
+            f"n is {request.n}; this model gives 1 to {limits.max_choices} choices.", param="n"
         )
-    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= min(vocabulary, 20):
-        raise InvalidInput(
-            f"logprobs asks for {sampling.logprobs} alternatives; 0 to 20 are given.",
-            param="logprobs",
-        )
-    room = context - len(prompt)
-    if room < 1:
-        raise InvalidInput(
-            f"The prompt has {len(prompt)} tokens; with at least one new token the model's"
-            f" context of {context} holds {context - 1}. Shorten the prompt.",
-            param="prompt",
-            details={"prompt_tokens": len(prompt), "context": context},
-        )
+    room = _room(prompt, limits, prompt_field(request.prompt))
     if sampling.max_tokens is not None and not 1 <= sampling.max_tokens <= room:
         raise InvalidInput(
             f"max_tokens is {sampling.max_tokens}; behind a prompt of {len(prompt)} tokens the"
-            f" context of {context} leaves 1 to {room}.",
+            f" context of {limits.context} leaves 1 to {room}.",
             param="max_tokens",
-            details={"prompt_tokens": len(prompt), "context": context},
+            details={"prompt_tokens": len(prompt), "context": limits.context},
         )
     due = float("inf") if request.timeout_s is None else arrived + request.timeout_s
     call = Call(request=request, prompt=prompt, arrived=arrived, deadline=due)
@@ -60,6 +62,52 @@ def admit(
         for i in range(request.n)
     ]
     return call
+
+
+def prompt_field(prompt: Prompt) -> str:
+    """What a client calls it: a conversation is sent as messages."""
+    return "messages" if prompt and isinstance(prompt[0], ChatMessage) else "prompt"
+
+
+def _room(prompt: tuple[int, ...], limits: Limits, field: str) -> int:
+    """How many new tokens the context has place for."""
+    if not prompt:
+        raise InvalidInput("The prompt is empty; send at least one token.", param=field)
+    _check_tokens(field, prompt, limits.vocabulary)
+    room = limits.context - len(prompt)
+    if room < 1:
+        raise InvalidInput(
+            f"The prompt has {len(prompt)} tokens; with at least one new token the model's"
+            f" context of {limits.context} holds {limits.context - 1}. Shorten the prompt.",
+            param=field,
+            details={"prompt_tokens": len(prompt), "context": limits.context},
+        )
+    return room
+
+
+def _check_sampling(sampling: Sampling, vocabulary: int) -> None:
+    for field, (low, high) in RANGES.items():
+        value = getattr(sampling, field)
+        if not low <= value <= high:  # a NaN is in no range
+            raise InvalidInput(f"{field} is {value}; it can be {low} to {high}.", param=field)
+    _check_tokens("logit_bias", sampling.logit_bias, vocabulary)
+    for token, bias in sampling.logit_bias.items():
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise InvalidInput(
+                f"logit_bias of token {token} is {bias}; it can be {-MAX_BIAS} to {MAX_BIAS}.",
+                param="logit_bias",
+            )
+    most = min(vocabulary, MAX_LOGPROBS)
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= most:
+        raise InvalidInput(
+            f"logprobs asks for {sampling.logprobs} alternatives; 0 to {most} are given.",
+            param="logprobs",
+        )
+    if "" in sampling.stop:
+        raise InvalidInput(
+            "stop has an empty string; each needs at least one character.", param="stop"
+        )
+    _check_tokens("stop_token_ids", sampling.stop_token_ids, vocabulary)
 
 
 def _check_tokens(field: str, tokens: Iterable[int], vocabulary: int) -> None:

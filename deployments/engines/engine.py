@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from deployments.config import EngineConfig, QueueConfig
-from deployments.engines.admission import admit
+from deployments.engines.admission import Limits, admit
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.queue import WaitingQueue
 from deployments.engines.runner import Runner
@@ -90,6 +90,11 @@ class Engine:
         self._codec = TextCodec(folder)
         self._runner = Runner(folder, config)
         self._eos = frozenset(_eos_ids(self._runner))
+        self._limits = Limits(
+            context=self._runner.context,
+            vocabulary=self._runner.vocab_size,
+            max_choices=config.max_choices,
+        )
         self._scheduler = Scheduler(
             WaitingQueue(queue.classes(), clock=clock),
             slots=config.slots,
@@ -127,9 +132,7 @@ class Engine:
         call = admit(
             request,
             await self._codec.encode(request.prompt),
-            context=self.context,
-            vocabulary=self._runner.vocab_size,
-            max_choices=self._config.max_choices,
+            self._limits,
             arrived=arrived,
         )
         mailbox = Mailbox(asyncio.get_running_loop())
