@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -63,10 +64,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make(kind: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a random model of ``kind`` with a byte tokenizer into ``folder``."""
+def make(kind: str, folder: Path, *, seed: int = 0, context: int = CONTEXT) -> Path:
+    """Write a random model of ``kind`` with a byte tokenizer and ``context`` into ``folder``."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind])
+    config = copy.deepcopy(CONFIGS[kind])
+    config.max_position_embeddings = context
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # far from uniform, so that argmax is decided
             if parameter.dim() > 1:

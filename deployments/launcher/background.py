@@ -1,0 +1,122 @@
+"""The platform in a process of its own, started as ``scripts/serve`` starts it.
+
+For benchmarks and cluster tests: what they meet is what a person meets.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from deployments.launcher import preflight
+
+REPOSITORY = Path(__file__).parents[2]
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 120.0
+
+
+class NotServed(RuntimeError):
+    """The platform did not start or did not stop in order; the message has its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running platform."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that was started for it, the launcher included."""
+        launcher = psutil.Process(self.process.pid)
+        return [launcher, *launcher.children(recursive=True)]
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The replicas of one deployment, oldest first."""
+        titled = ((process, _title(process)) for process in self.processes())
+        marker = f":{deployment}"
+        found = [p for p, t in titled if t.startswith("ray::ServeReplica:") and t.endswith(marker)]
+        return sorted(found, key=lambda process: process.create_time())
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+@contextmanager
+def serving(config: Path, *, env: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """Serve ``config`` until the block ends.
+
+    Args:
+        config: a ``serve_config.yaml``.
+        env: on top of this process's environment and ``scripts/env.sh``.
+
+    Raises:
+        NotServed: with what the launcher printed.
+    """
+    start = f". scripts/env.sh; exec {shlex.quote(sys.executable)} -m deployments.launcher"
+    with TemporaryDirectory(prefix="frontier-served-") as folder:
+        log = Path(folder) / "output.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", f"{start} {shlex.quote(str(config.resolve()))}"],
+                cwd=REPOSITORY,
+                env={**os.environ, **(env or {})},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        served = Served(preflight.load(config).url, process, log)
+        try:
+            _wait_until_ready(served)
+            yield served
+        finally:
+            _stop(served)
+
+
+def _wait_until_ready(served: Served) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _ready(served.url):
+        if served.process.poll() is not None or time.monotonic() > deadline:
+            raise NotServed(served.output())
+        time.sleep(0.2)
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _stop(served: Served) -> None:
+    """As Ctrl-C does."""
+    if served.process.poll() is None:
+        served.process.send_signal(signal.SIGINT)
+    try:
+        code = served.process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        served.process.kill()
+        raise NotServed(f"it did not stop in time\n{served.output()}") from None
+    if code != 0:
+        raise NotServed(f"it ended with {code}\n{served.output()}")
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return (process.cmdline() or [""])[0]
+    except psutil.Error:
+        return ""

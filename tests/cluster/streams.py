@@ -1,0 +1,58 @@
+"""Clients of the served platform that tell what became of their request."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one streaming client saw."""
+
+    status: int = 0
+    tokens: int = 0
+    finish_reason: str | None = None
+    error: dict[str, Any] | None = None
+    done: bool = False
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
+
+    @property
+    def complete(self) -> bool:
+        return self.status == 200 and self.finish_reason is not None and self.done
+
+
+async def stream(
+    client: httpx.AsyncClient, *, max_tokens: int, model: str = "tiny", prompt: str = "Hello"
+) -> Outcome:
+    """One streamed completion, read to its end."""
+    outcome = Outcome()
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        outcome.status = response.status_code
+        outcome.headers = response.headers
+        if response.status_code != 200:
+            outcome.error = json.loads(await response.aread())["error"]
+            return outcome
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                outcome.done = True
+            elif line.startswith("data: "):
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    outcome.error = chunk["error"]
+                    continue
+                outcome.tokens += 1
+                for choice in chunk["choices"]:
+                    outcome.finish_reason = choice["finish_reason"] or outcome.finish_reason
+    return outcome

@@ -1,0 +1,64 @@
+"""An engine goes from one replica to two under load and back, and no request fails."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cluster.conftest import serving, wait_until
+from tests.cluster.streams import Outcome, stream
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+async def test_engine_scales_up_and_down_without_a_failed_request(
+    long_llama: Path, tmp_path: Path
+) -> None:
+    scaling = {
+        "min": 1,
+        "max": 2,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 3,
+        "metrics_interval_s": 1,
+        "cpus": 1,
+    }
+    config = {
+        "models": {
+            "tiny": {
+                "task": "generate",
+                "source": str(long_llama),
+                "engine": {"slots": 4},
+                "replicas": scaling,
+            }
+        }
+    }
+    outcomes: list[Outcome] = []
+    with serving(config, tmp_path) as platform:
+        enough = asyncio.Event()
+
+        async def client() -> None:
+            async with httpx.AsyncClient(base_url=platform.url, timeout=120) as http:
+                while not enough.is_set():
+                    outcomes.append(await stream(http, max_tokens=200))
+
+        def count() -> int:
+            return len(platform.replicas("tiny"))
+
+        assert count() == 1
+        clients = [asyncio.create_task(client()) for _ in range(6)]
+        await asyncio.to_thread(
+            wait_until, lambda: count() == 2, timeout_s=60, what="a second replica"
+        )
+        await asyncio.sleep(10)  # the new replica loads and takes its share
+        enough.set()
+        await asyncio.gather(*clients)
+        async with httpx.AsyncClient(base_url=platform.url, timeout=120) as http:
+            while count() == 2:  # a trickle goes on while one replica is being drained
+                outcomes.append(await stream(http, max_tokens=20))
+                await asyncio.sleep(0.2)
+    assert len(outcomes) > 10
+    assert all(outcome.complete for outcome in outcomes)

@@ -1,0 +1,115 @@
+"""Replicas that die, clients that leave, and more requests than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.launcher.background import Served
+from tests.cluster.conftest import metric, serving, wait_until
+from tests.cluster.streams import stream
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+LONG = 1500
+"""Tokens of a stream that lasts some seconds."""
+
+
+def tiny(folder: Path, *, replicas: int, slots: int, capacity: int = 1000) -> dict[str, Any]:
+    return {
+        "models": {
+            "tiny": {
+                "task": "generate",
+                "source": str(folder),
+                "engine": {"slots": slots},
+                "queue": {"standard": {"capacity": capacity, "weight": 4, "timeout_s": 120}},
+                "replicas": {"min": replicas, "max": replicas, "cpus": 1, "drain_s": 1},
+            }
+        },
+        "gateway": {"replicas": {"cpus": 0, "drain_s": 1}},
+    }
+
+
+@pytest.fixture(scope="module")
+def pair(long_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two replicas with one slot each."""
+    config = tiny(long_llama, replicas=2, slots=1)
+    with serving(config, tmp_path_factory.mktemp("pair")) as platform:
+        yield platform
+
+
+async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None:
+    async with httpx.AsyncClient(base_url=pair.url, timeout=120) as client:
+        streams = [asyncio.create_task(stream(client, max_tokens=LONG)) for _ in range(4)]
+        await asyncio.sleep(1.5)  # two are being answered, two wait behind them
+        pair.replicas("tiny")[0].send_signal(signal.SIGKILL)
+        outcomes = await asyncio.gather(*streams)
+    broken = [outcome for outcome in outcomes if not outcome.complete]
+    assert len(broken) == 1
+    assert broken[0].tokens > 0
+    assert broken[0].error is not None
+    assert broken[0].error["code"] == "UPSTREAM_ERROR"
+    assert all(outcome.tokens >= LONG / 2 for outcome in outcomes if outcome.complete)
+    wait_until(lambda: len(pair.replicas("tiny")) == 2, timeout_s=30, what="a new replica")
+
+
+async def test_client_that_leaves_frees_its_slot(pair: Served) -> None:
+    def running() -> float:
+        return metric(pair, "frontier_running_sequences", model="tiny")
+
+    async with httpx.AsyncClient(base_url=pair.url, timeout=120) as client:
+        leaver = asyncio.create_task(stream(client, max_tokens=8000))
+        await asyncio.to_thread(
+            wait_until, lambda: running() == 1, timeout_s=10, what="a running sequence"
+        )
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        await asyncio.to_thread(
+            wait_until, lambda: running() == 0, timeout_s=10, what="a free slot"
+        )
+        # Both slots are free at once, or these would not finish before the stream left behind.
+        outcomes = await asyncio.gather(*(stream(client, max_tokens=20) for _ in range(2)))
+    assert all(outcome.complete for outcome in outcomes)
+
+
+@pytest.fixture(scope="module")
+def single(long_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One replica with four slots and a short queue."""
+    config = tiny(long_llama, replicas=1, slots=4, capacity=100)
+    with serving(config, tmp_path_factory.mktemp("single")) as platform:
+        yield platform
+
+
+async def test_more_requests_than_the_queue_holds_are_refused_with_retry_after(
+    single: Served,
+) -> None:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=single.url, timeout=120, limits=limits) as client:
+        outcomes = await asyncio.gather(*(stream(client, max_tokens=50) for _ in range(300)))
+    statuses = Counter(outcome.status for outcome in outcomes)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= 100
+    for outcome in outcomes:
+        if outcome.status == 429:
+            assert int(outcome.headers["retry-after"]) >= 1
+            assert outcome.error is not None
+            assert outcome.error["code"] == "OVERLOADED"
+        else:
+            assert outcome.complete
+
+
+async def test_only_replica_is_back_within_30_s(single: Served) -> None:
+    async with httpx.AsyncClient(base_url=single.url, timeout=120) as client:
+        assert (await stream(client, max_tokens=5)).complete
+        single.replicas("tiny")[0].send_signal(signal.SIGKILL)
+        began = asyncio.get_running_loop().time()
+        outcome = await stream(client, max_tokens=5)  # waits; the client does nothing
+        assert outcome.complete, outcome
+        assert asyncio.get_running_loop().time() - began < 30
