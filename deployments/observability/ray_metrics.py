@@ -16,7 +16,6 @@ from threading import Event as Signal
 from threading import Thread
 
 import ray
-from ray import serve
 from ray.util.metrics import Counter, Gauge
 
 from deployments.observability.accumulator import Accumulator
@@ -33,7 +32,7 @@ class RayMetrics:
     Make one a process. Calling it costs a few µs and never blocks on Ray.
     """
 
-    def __init__(self, *, replica: str, flush_interval_s: float = 0.5) -> None:
+    def __init__(self, *, replica: str, flush_interval_s: float) -> None:
         self._accumulator = Accumulator()
         self._replica = replica
         self._interval_s = flush_interval_s
@@ -76,16 +75,15 @@ class RayMetrics:
             instrument.inc(sample.amount, sample.tags)
 
 
-def subscriber(*, replica: str | None = None, flush_interval_s: float = 0.5) -> RayMetrics:
+def subscriber(*, replica: str, flush_interval_s: float = 0.5) -> RayMetrics:
     """Start counting in this process.
 
     Args:
-        replica: tells the gauges of several replicas apart; default: Serve's own id of the
-            replica that runs here.
+        replica: tells the gauges of several replicas apart. Serve's own name for it is
+            ``serve.get_replica_context().replica_id.unique_id``.
         flush_interval_s: not above Ray's report interval, or gauges come and go.
     """
-    name = serve.get_replica_context().replica_id.unique_id if replica is None else replica
-    return RayMetrics(replica=name, flush_interval_s=flush_interval_s)
+    return RayMetrics(replica=replica, flush_interval_s=flush_interval_s)
 
 
 def node_endpoints() -> Sequence[str]:
