@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -38,8 +39,12 @@ Schemas: TypeAlias = Mapping[object, Schema]
 def openapi_operation(operations: Sequence[Operation]) -> Operation:
     """``GET /openapi.json``, about ``operations`` and itself."""
 
+    @cache
+    def body() -> bytes:
+        return orjson.dumps(document([*operations, own]))
+
     async def show(call: Call[Nothing]) -> ASGIApp:
-        return Response(body, media_type=JSON)
+        return Response(body(), media_type=JSON)
 
     own = Operation(
         "GET",
@@ -48,7 +53,6 @@ def openapi_operation(operations: Sequence[Operation]) -> Operation:
         answers=Answers(schema=dict[str, Any]),
         summary="This document.",
     )
-    body = orjson.dumps(document([*operations, own]))
     return own
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from deployments.gateway.errors import error_json, openai_error
 from deployments.gateway.exchange import Exchange
-from deployments.gateway.sse import SSE, SSE_COMMENT, SSE_DONE, sse_event
+from deployments.gateway.sse import SSE, SSE_COMMENT, SSE_DONE, one_line, sse_event
 from models.contracts import Delta, Usage
 from models.errors import PlatformError
 
@@ -66,7 +66,7 @@ class Chunks:
     def deltas(self, deltas: Sequence[Delta]) -> bytes:
         return b"".join(
             [
-                self._head + orjson.dumps(choice) + self._tail
+                self._head + one_line(orjson.dumps(choice)) + self._tail
                 for delta in deltas
                 if (choice := self._choice(delta)) is not None
             ]

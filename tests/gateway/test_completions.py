@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from models.contracts import Prompt
+from models.errors import Overloaded
+from tests.gateway.contract import chunks, data_lines
+from tests.gateway.fakes import World
+
+PATH = "/v1/completions"
+
+
+def asking(prompt: Any = "Once", **fields: Any) -> dict[str, Any]:
+    return {"model": "smollm2", "prompt": prompt, **fields}
+
+
+async def test_an_answer_is_openai_s(client: httpx.AsyncClient) -> None:
+    answer = await client.post(PATH, json=asking(), headers={"x-request-id": "abc"})
+    body = answer.json()
+    assert (body["id"], body["object"]) == ("cmpl-abc", "text_completion")
+    assert body["choices"] == [
+        {"index": 0, "text": "Hello!", "logprobs": None, "finish_reason": "stop"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [(1, 2)]),
+        ([[1], [2, 3]], [(1,), (2, 3)]),
+    ],
+)
+async def test_the_forms_of_a_prompt(
+    client: httpx.AsyncClient, world: World, prompt: Any, prompts: list[Prompt]
+) -> None:
+    answer = await client.post(PATH, json=asking(prompt))
+    assert [request.prompt for request in world.generator.requests] == prompts
+    assert [choice["index"] for choice in answer.json()["choices"]] == [*range(len(prompts))]
+
+
+async def test_a_batch_is_numbered_through_and_added_up(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    answer = await client.post(
+        PATH, json=asking(["a", "b"], n=2), headers={"x-request-id": "batch"}
+    )
+    body = answer.json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert [request.id for request in world.generator.requests] == ["batch-0", "batch-1"]
+    assert body["usage"]["prompt_tokens"] == 10
+    assert body["usage"]["completion_tokens"] == 12
+
+
+async def test_a_batch_streams_side_by_side(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        PATH, json=asking(["a", "b"], n=2, stream=True, stream_options={"include_usage": True})
+    )
+    *told, last = chunks(answer.text)
+    for index in range(4):
+        choices = [c["choices"][0] for c in told if c["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in choices) == "Hello!"
+        assert choices[-1]["finish_reason"] == "stop"
+    assert last["usage"]["completion_tokens"] == 12
+    assert data_lines(answer.text)[-1] == "[DONE]"
+
+
+async def test_a_prompt_that_fails_ends_its_batch(client: httpx.AsyncClient, world: World) -> None:
+    world.generator.error = Overloaded("full", retry_after=1)
+    answer = await client.post(PATH, json=asking(["a", "b"]))
+    assert answer.status_code == 429
+    assert world.generator.running == 0
+
+
+async def test_the_length_is_16_unless_told(client: httpx.AsyncClient, world: World) -> None:
+    await client.post(PATH, json=asking())
+    await client.post(PATH, json=asking(max_tokens=3))
+    assert [r.sampling.max_tokens for r in world.generator.requests] == [16, 3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_say_where_their_tokens_begin(
+    client: httpx.AsyncClient, world: World, stream: bool
+) -> None:
+    answer = await client.post(PATH, json=asking(logprobs=2, stream=stream))
+    told = chunks(answer.text) if stream else [answer.json()]
+    logprobs = [c["choices"][0]["logprobs"] for c in told if c["choices"][0]["logprobs"]]
+    offsets = [offset for entry in logprobs for offset in entry["text_offset"]]
+    assert offsets == ([0, 3, 5] if stream else [0])
+    assert logprobs[0]["top_logprobs"] == [{"t0": -0.5, "t1": -9999.0}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"prompt": None}, "prompt", "a string, a list of strings"),
+        ({"prompt": []}, "prompt", "and not empty"),
+        ({"prompt": ""}, "prompt", "at least 1 character"),
+        ({"prompt": ["a", 1]}, "prompt[1]", "valid string"),
+        ({"prompt": [1, "a"]}, "prompt[1]", "valid integer"),
+        ({"prompt": [[1], [-1]]}, "prompt[1][0]", "greater than or equal to 0"),
+        ({"prompt": [[]]}, "prompt[0]", "at least 1 item"),
+        ({"prompt": ["a"] * 129}, "prompt", "at most 128 items"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n", "more than the 128 choices"),
+        ({"echo": True}, "echo", "should be False"),
+        ({"best_of": 2}, "best_of", "should be 1"),
+        ({"suffix": "x"}, "suffix", "is not supported"),
+        ({"logprobs": True}, "logprobs", "valid integer"),
+        ({"mesages": []}, "mesages", "Unknown field"),
+    ],
+)
+async def test_a_field_at_fault_is_named(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str, words: str
+) -> None:
+    answer = await client.post(PATH, json=asking(**{"prompt": "a", **fields}))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert words in error["message"]
