@@ -19,7 +19,6 @@ from models.errors import ConfigError, PlatformError
 
 BIN = Path(sys.executable).parent
 """Of this very environment: ``ray`` and ``serve``."""
-LOGS = Path(".cache/logs")
 DRAIN_S = 120.0
 """The configuration's ``drain_s`` end a drain; this one only if Serve does not keep to them."""
 
@@ -44,6 +43,10 @@ class Platform:
     serve: subprocess.Popen[bytes] | None = None
 
     @property
+    def logs(self) -> Path:
+        return Path(self.env["FRONTIER_LOGS"])
+
+    @property
     def dashboard(self) -> status.Dashboard:
         secret = status.token(self.env) if self.env.get("RAY_AUTH_MODE") == "token" else None
         return status.Dashboard(f"http://127.0.0.1:{self.env['FRONTIER_DASHBOARD_PORT']}", secret)
@@ -62,7 +65,7 @@ class Platform:
             say(f"ray       up after {time.monotonic() - began:.0f} s")
         self.serve = processes.spawn(
             [BIN / "serve", "run", self.config.path],
-            log=LOGS / "serve.log",
+            log=self.logs / "serve.log",
             env=self.env,
             dies_with_us=signal.SIGINT,
         )
@@ -88,18 +91,18 @@ class Platform:
                 f"--temp-dir={_temp_dir(self.env)}",
                 *_num_cpus(self.env),
             ],
-            log=LOGS / "ray.log",
+            log=self.logs / "ray.log",
             env=self.env,
             dies_with_us=signal.SIGTERM,
         )
-        self._until(lambda: "Ray runtime started" in (LOGS / "ray.log").read_text())
+        self._until(lambda: "Ray runtime started" in (self.logs / "ray.log").read_text())
         self.env["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
 
     def _until(self, done: Callable[[], bool]) -> None:
         while not done():
             self._check_alive()
             if self.serve is not None and (reason := self.dashboard.failure()):
-                raise Failed(f"{reason}\nthe whole log is {LOGS / 'serve.log'}")
+                raise Failed(f"{reason}\nthe whole log is {self.logs / 'serve.log'}")
             if self.stopping.wait(0.3):
                 raise InterruptedError
 
@@ -114,10 +117,12 @@ class Platform:
             processes.reap_orphans()
 
     def _check_alive(self) -> None:
-        for child, name in ((self.ray, "ray.log"), (self.serve, "serve.log")):
+        for child, name in ((self.ray, "ray"), (self.serve, "serve")):
             if child is not None and child.poll() is not None:
-                reason = status.last_error((LOGS / name).read_text(errors="replace"))
-                raise Failed(f"{reason}\nthe whole log is {LOGS / name}")
+                log = self.logs / f"{name}.log"
+                reason = status.last_error(log.read_text(errors="replace"))
+                reason = reason or f"{name} has ended by itself (status {child.returncode})"
+                raise Failed(f"{reason}\nthe whole log is {log}")
 
     def stop(self) -> None:
         """Drain, then end what is ours and leave nothing behind."""
@@ -132,7 +137,8 @@ class Platform:
         processes.sweep()
 
     def _patience(self, seconds: float) -> float:
-        return 0 if self.hurry.is_set() else seconds
+        """For an orderly end; after a failure, or for a second signal, there is less."""
+        return 0 if self.hurry.is_set() else seconds if self.stopping.is_set() else 3
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_S
@@ -175,7 +181,7 @@ def greeting(config: preflight.ServeFile, env: Mapping[str, str]) -> str:
         f"Dashboard  http://localhost:{env['FRONTIER_DASHBOARD_PORT']}",
         f"Metrics    {config.url}/metrics",
         f"           http://localhost:{env['FRONTIER_METRICS_PORT']}/metrics (Ray's own)",
-        f"Logs       {LOGS}",
+        f"Logs       {env['FRONTIER_LOGS']}",
     ]
     if env.get("RAY_AUTH_MODE") == "token":
         lines.insert(2, f"           asks for a token: {os.path.relpath(BIN)}/ray get-auth-token")
@@ -221,7 +227,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/serve", description=__doc__)
     parser.add_argument("config", nargs="?", type=Path, default=Path("serve_config.yaml"))
     arguments = parser.parse_args(words)
-    defaults = {"FRONTIER_DASHBOARD_PORT": "8265", "FRONTIER_METRICS_PORT": "9464"}
+    defaults = {
+        "FRONTIER_DASHBOARD_PORT": "8265",
+        "FRONTIER_METRICS_PORT": "9464",
+        "FRONTIER_LOGS": ".cache/logs",
+    }
     try:
         run(arguments.config, defaults | os.environ)
     except (ConfigError, Failed) as error:

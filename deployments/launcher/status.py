@@ -16,8 +16,8 @@ _ERROR = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failed)(?:\(\w
 _NOT_OF_IT = re.compile(r"^(?:Traceback |[A-Z]+ \d{4}-|\d{4}-\d\d-\d\d[ T]|During handling|$)")
 
 
-def last_error(text: str, *, lines: int = 12) -> str:
-    """The message of the last exception in a log or a traceback; else its last lines."""
+def last_error(text: str, *, lines: int = 12) -> str | None:
+    """The message of the last exception in a log or a traceback."""
     found = _PREFIX.sub("", _ANSI.sub("", text)).strip().splitlines()
     for start in range(len(found) - 1, -1, -1):
         if _ERROR.match(found[start]):
@@ -26,7 +26,7 @@ def last_error(text: str, *, lines: int = 12) -> str:
                 end += 1
             message = [_ERROR.sub("", found[start]), *found[start + 1 : end]]
             return "\n".join(message[:lines])
-    return "\n".join(found[-lines:])
+    return None
 
 
 def token(env: Mapping[str, str]) -> str | None:
@@ -70,11 +70,12 @@ class Dashboard:
         for name, application in (self.applications() or {}).items():
             if application["status"] == "DEPLOY_FAILED":
                 reasons = [
-                    f"{deployment}: {last_error(details['message'])}"
+                    f"{deployment}: {last_error(details['message']) or details['message']}"
                     for deployment, details in application["deployments"].items()
                     if details["status"] == "DEPLOY_FAILED"
                 ]
-                return "\n".join(reasons) or f"{name}: {last_error(application['message'])}"
+                message = application["message"]
+                return "\n".join(reasons) or f"{name}: {last_error(message) or message}"
         return None
 
     def withdraw(self, *, host: str, port: int) -> None:
