@@ -61,7 +61,12 @@ def convert(gguf: Path, folder: Path) -> None:
 def write_safetensors(gguf: Path, folder: Path) -> None:
     """The conversion itself, in this process."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers import (
+        AutoModelForCausalLM,
+        GenerationConfig,
+        GgufConfig,
+        PreTrainedTokenizerFast,
+    )
     from transformers.integrations.gguf import read_gguf_metadata
 
     metadata, _ = read_gguf_metadata(str(gguf))
@@ -69,7 +74,8 @@ def write_safetensors(gguf: Path, folder: Path) -> None:
         "pretrained_model_name_or_path": str(gguf.parent),
         "gguf_file": gguf.name,
     }
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+    # AutoTokenizer would give the same, after reading the whole vocabulary once more for a config
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
     if metadata.get("tokenizer.ggml.pre") in DIGITS_APART:
         _set_digits_apart(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(
