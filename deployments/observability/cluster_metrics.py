@@ -1,8 +1,8 @@
 """What ``/metrics`` answers: the measurements of the whole cluster, read from every node.
 
-Any gateway replica gives the same answer. Reading a node costs its Ray agent about 70 ms,
-because the agent prints everything Ray knows; so a page is shared by those who ask at the
-same time and kept for a second, which is no loss: agents hear news no more often.
+Any gateway replica gives the same answer. Reading a node keeps its Ray agent busy for some
+60 ms, because the agent prints everything Ray knows; so a page is shared by those who ask
+at the same time and kept for a second, which is no loss: agents hear news no more often.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ClusterMetrics:
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """See the arguments.
+        """Nothing is read yet.
 
         Args:
             endpoints: lists ``host:port`` of each live node's page; may block, and runs in a

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -46,15 +47,17 @@ class JsonFormatter(logging.Formatter):
             if value is not None:
                 line[field] = value
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            # Not formatException: it prints, and Serve's replacement of print() garbles it.
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
         return orjson.dumps(line, default=str).decode()
 
 
 def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send this process's logs to ``stream`` (default: stderr, which Ray keeps in the worker's
-    file): our own from ``level`` on, everybody else's warnings. Calling it again is harmless.
+    """Send this process's logs to ``stream``: our own from ``level`` on, everybody else's
+    warnings. The default is the process's real stderr, which Ray keeps in the worker's file;
+    in a replica ``sys.stderr`` is Serve's logger, which holds back up to 1 000 lines.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream or sys.__stderr__)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _OURS:

@@ -1,8 +1,8 @@
 """The edge to Ray: what a process counted goes to Ray's exporter, on a timer.
 
-A call into ``ray.util.metrics`` costs 2 to 5 µs and a request makes ten measurements, so
-events are added up in the process (``accumulator.py``) and a thread hands over what
-changed, twice a second. Ray then reports to the node's agent once every
+A call into ``ray.util.metrics`` costs several times a dictionary write, and a request makes
+ten measurements, so events are added up in the process (``accumulator.py``) and a thread
+hands over what changed, twice a second. Ray then reports to the node's agent once every
 ``RAY_metrics_report_interval_ms``, and the agent drops a gauge that was not set for two
 of those intervals: this is why gauges are set again at every turn, and how the gauges of
 a dead replica disappear.

@@ -1,9 +1,9 @@
 """How the table travels through Ray's exporter, which has no exact histogram.
 
-Ray 2.60 rebuilds every observation of a histogram in the node's agent, one by one, at
-the middle of its bucket: sums come out wrong (5.9 s became 2.55 s) and each observation
-costs the agent 28 µs. Counters are exact and cost 7 µs a series and report, so a
-histogram travels as two of them, and only for the buckets that were touched:
+Ray 2.60 sends bucket counts to the node's agent, which rebuilds every observation in the
+middle of its bucket (past the last bound: at twice that bound). So sums come out wrong,
+and each observation costs the agent more than a counter does in a whole interval.
+Counters are exact: a histogram travels as two of them, of the touched buckets only:
 
     frontier_x_seconds  →  frontier_x_seconds_bins{…, bin="0.25"}   observations per bucket
                            frontier_x_seconds_sum{…}
