@@ -1,1 +1,1 @@
-"""What a model is: contracts, sources, artifacts. Imports nothing from its siblings but ``state``."""
+"""What a model is: contracts, sources, artifacts; of its siblings it imports only ``state``."""
