@@ -17,6 +17,8 @@ REPLACEMENT = "\ufffd"
 """What an incomplete UTF-8 sequence decodes to."""
 LONGEST_CHARACTER = 4
 """Bytes of a UTF-8 character, so also the most byte tokens one can need."""
+LONGEST_WINDOW = 16
+"""Tokens that are decoded anew with each new one, at most while they give text."""
 LONG_PROMPT = 4096
 """Characters above which tokenising would hold up the event loop noticeably."""
 
@@ -36,12 +38,16 @@ class TextCodec:
         if not self._tokenizer.is_fast:
             raise ConfigError(f"{folder} has only a slow tokenizer; tokenizer.json is needed.")
         self._backend = self._tokenizer.backend_tokenizer
+        # What the file may ask for; done once, since threads share the tokenizer from now on.
+        self._backend.no_truncation()
+        self._backend.no_padding()
 
     async def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Tokens of a prompt.
 
         Raises:
-            InvalidInput: the chat template refuses the conversation, or there is none.
+            InvalidInput: the chat template refuses the conversation, or there is none; or
+                the text is not valid Unicode.
         """
         if isinstance(prompt, str):
             size = len(prompt)
@@ -53,7 +59,7 @@ class TextCodec:
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return tuple(self._tokenizer.encode(prompt))
+            return self._tokens(prompt, "prompt", add_special_tokens=True)
         if not prompt or isinstance(prompt[0], int):
             return tuple(token for token in prompt if isinstance(token, int))
         if not self._tokenizer.chat_template:
@@ -72,7 +78,15 @@ class TextCodec:
             raise InvalidInput(
                 f"The model's chat template refuses this conversation: {error}", param="messages"
             ) from error
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._tokens(text, "messages", add_special_tokens=False)
+
+    def _tokens(self, text: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        try:
+            return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:  # half of a surrogate pair; nothing else is no text
+            raise InvalidInput(
+                f"{field} has characters that are not valid Unicode.", param=field
+            ) from error
 
     def decode(self, tokens: list[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -97,44 +111,80 @@ class TextStream:
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop: tuple[str, ...] = ()) -> None:
-        self._decode = decode
+        self._detokenizer = _Detokenizer(decode)
         self._stop = stop
-        # Tokens decode differently after others (leading spaces, bytes), so each new piece
-        # is the difference between a short window with and without the new tokens.
-        self._window: list[int] = []
-        self._known = 0
-        """Tokens of the window whose text has been taken."""
         self._held = ""
         self.stopped = False
         """A stop string was found."""
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that has become certain, often empty."""
-        self._window.append(token)
-        before = self._decode(self._window[: self._known])
-        after = self._decode(self._window)
-        unfinished = after.endswith(REPLACEMENT)
-        if unfinished and len(self._window) - self._known < LONGEST_CHARACTER:
-            return ""
-        self._window = self._window[self._known :]
-        self._known = len(self._window)
-        return self._release(after[len(before) :])
+        text = self._held + self._detokenizer.push(token)
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            # The one complete first, as if the text had come letter by letter.
+            _, begin = min(found)
+            self.stopped = True
+            self._held = ""
+            return text[:begin]
+        certain = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[certain:]
+        return text[:certain]
 
     def finish(self) -> str:
         """What was held back for a stop string that did not come. Half a character is dropped."""
         text, self._held = self._held, ""
         return text
 
-    def _release(self, piece: str) -> str:
-        text = self._held + piece
-        ends = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            self._held = ""
-            return text[: min(ends)[0]]
-        hold = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
+
+class _Detokenizer:
+    """Tokens → the text that no later token can change.
+
+    A token reads differently after others (leading spaces, bytes of one character), so it
+    is decoded at the end of a short window, and what is new is what goes beyond the
+    characters of that window which were taken before.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._context = 0
+        """Leading tokens of the window that are there only to be read after."""
+        self._taken = 0
+        """Leading characters of the window's text that were handed out."""
+
+    def push(self, token: int) -> str:
+        self._window.append(token)
+        text = self._decode(self._window)
+        uncertain = self._uncertain(text)
+        piece = text[self._taken : len(text) - uncertain]
+        self._taken = max(self._taken, len(text) - uncertain)
+        if not uncertain:
+            self._advance(piece)
+        elif len(self._window) > LONGEST_WINDOW:  # the model writes bytes that are no text
+            self._window = self._window[-LONGEST_WINDOW // 2 :]
+            self._context = 0
+            self._taken = len(self._decode(self._window)) - uncertain
+        return piece
+
+    def _uncertain(self, text: str) -> int:
+        """How many characters at the end may be parts of one that is not complete yet.
+
+        A byte-level decoder shows such parts as one replacement, a byte-fallback decoder as
+        one a byte and with them all bytes they follow; they span less than a character.
+        """
+        replaced = len(text) - len(text.rstrip(REPLACEMENT))
+        new_tokens = len(self._window) - self._context
+        return replaced if new_tokens < LONGEST_CHARACTER else min(replaced, LONGEST_CHARACTER - 1)
+
+    def _advance(self, piece: str) -> None:
+        """The window's text is all out: its newer tokens become the context of the next."""
+        context = self._window[self._context :]
+        text = self._decode(context)
+        if text:
+            self._window, self._context, self._taken = context, len(context), len(text)
+        elif self._context and not piece:  # a special token, which shows nothing
+            self._window.pop()
 
 
 def _overlap(text: str, stop: str) -> int:
