@@ -371,7 +371,9 @@ class Engine:
         """Everything this step made crosses to asyncio in one hop."""
         if self._posts:
             posts, self._posts = self._posts, []
-            Mailbox.deliver(posts)
+            if not Mailbox.deliver(posts):
+                with self._lock:
+                    self._cancelled += [c for c, box in self._mailboxes.items() if box.lost]
 
     def _report_state(self) -> None:
         with self._lock:

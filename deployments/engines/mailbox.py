@@ -25,18 +25,27 @@ class Mailbox:
         self.finished = False
         """The last delta or an error has been delivered."""
 
+    @property
+    def lost(self) -> bool:
+        """Nobody can ever take: the consumer's event loop is closed."""
+        return self._loop.is_closed()
+
     @staticmethod
-    def deliver(posts: Iterable[tuple[Mailbox, Delta | PlatformError]]) -> None:
-        """Hand over a batch with one wake-up a loop."""
+    def deliver(posts: Iterable[tuple[Mailbox, Delta | PlatformError]]) -> bool:
+        """Hand over a batch with one wake-up a loop. False if a mailbox among them is lost."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Delta | PlatformError]]] = {}
         for mailbox, post in posts:
             by_loop.setdefault(mailbox._loop, []).append((mailbox, post))
+        reached = True
         for loop, batch in by_loop.items():
-            if not loop.is_closed():
+            try:
                 loop.call_soon_threadsafe(_put_all, batch)
+            except RuntimeError:  # closed, perhaps this very moment
+                reached = False
+        return reached
 
     async def take(self) -> list[Delta]:
-        """Wait for output: one delta for each choice that has any, oldest choice first.
+        """Wait for output: one delta for each choice that has any, the newest addition last.
 
         Raises:
             PlatformError: the request failed; what came before it has been taken.
