@@ -35,7 +35,8 @@ from models.sources import fetch
 def _observers() -> Emit:
     """Who is told what happens in this process."""
     logs.configure()
-    return fan_out(ray_metrics.subscriber(), logs.log_failures)
+    replica = serve.get_replica_context().replica_id.unique_id
+    return fan_out(ray_metrics.subscriber(replica=replica), logs.log_failures)
 
 
 class GeneratorReplica:
