@@ -125,7 +125,7 @@ def _success(answers: Answers, schemas: Schemas) -> Schema:
         content[answers.media_type] = {"schema": {"type": "string"}}
     for media_type, event in answers.streams.items():
         # OpenAPI 3.1 cannot say "a sequence of": the event's schema stands beside.
-        content[media_type] = {"schema": {"type": "string"}, "x-event-schema": schemas[event]}
+        content[media_type] = {"x-event-schema": schemas[event]}
     return {
         "description": "Done.",
         "headers": {name: _header(meaning) for name, meaning in answers.headers.items()},

@@ -232,7 +232,7 @@ async def test_a_delta_without_news_is_not_sent(client: httpx.AsyncClient, world
             "should be 'text' (given: 'json_object')",
         ),
         ({"modalities": ["audio"]}, "modalities[0]", "should be 'text'"),
-        ({"store": True}, "store", "should be False"),
+        ({"store": True}, "store", "should be false (given: True)"),
         ({"service_tier": "flex"}, "service_tier", "'auto' or 'default'"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only for a request"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "Unknown field"),

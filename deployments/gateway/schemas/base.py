@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+)
 
 from models.contracts import Priority
 
@@ -50,6 +58,16 @@ def by_shape(expected: str) -> Discriminator:
     )
 
 
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError("should be false")
+    return value
+
+
+Off: TypeAlias = Annotated[
+    bool, AfterValidator(_off), WithJsonSchema({"type": "boolean", "const": False})
+]
+"""``Literal[False]`` would take 0 for False."""
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 ModelName: TypeAlias = Annotated[
     str, Field(min_length=1, max_length=256, description="One of the names in `GET /v1/models`.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field
 
-from deployments.gateway.schemas.base import Answer, NotSupported, TokenId, shape
+from deployments.gateway.schemas.base import Answer, NotSupported, Off, TokenId, shape
 from deployments.gateway.schemas.openai import GenerateFields, UsageAnswer
 from models.contracts import Prompt, Sampling
 from models.errors import InvalidInput
@@ -48,8 +48,8 @@ PromptField: TypeAlias = Annotated[
 class CompletionRequest(GenerateFields):
     prompt: PromptField
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    best_of: int | None = Field(default=None, ge=1, le=1)
+    echo: Off | None = None
     suffix: NotSupported = Field(default=None, description="models here cannot fill in")
 
     @property

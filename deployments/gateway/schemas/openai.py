@@ -9,6 +9,7 @@ from pydantic import Field
 from deployments.gateway.schemas.base import (
     Answer,
     ModelName,
+    Off,
     PriorityName,
     Strict,
 )
@@ -21,7 +22,7 @@ class StreamOptions(Strict):
     include_usage: bool | None = Field(
         default=None, description="Send one more chunk, without choices, that carries the usage."
     )
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off | None = None
 
 
 class GenerateFields(SamplingFields):
@@ -62,7 +63,7 @@ class HarmlessFields(Strict):
     """Accepted, not used: nothing that a client reads back would differ."""
 
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
-    store: Literal[False] | None = None
+    store: Off | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = Field(default=None, max_length=512)
     prompt_cache_key: str | None = Field(default=None, max_length=512)
