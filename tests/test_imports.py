@@ -1,0 +1,133 @@
+"""Who may import whom: one arrow each way, and heavy libraries only where they work."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = {
+    "state": set[str](),
+    "models": {"state"},
+    "train": {"state", "models"},
+    "tune": {"state", "models", "train"},
+    "deployments": {"state", "models"},
+}
+"""state ← models ← train ← tune, and models ← deployments: what each may import."""
+
+SIBLINGS = LAYERS.keys() | {"benchmarks", "tests"}
+
+RAY_EDGES = {
+    "deployments/app.py": "binds deployments into the application that serve run deploys",
+    "deployments/replicas.py": "the shells that make replicas of gateway and engines",
+    "deployments/remote.py": "handles to other replicas behind our own contracts",
+    "deployments/observability/ray_*.py": "Ray's own metrics exporter",
+    "train/launch.py": "places a run on workers of a cluster",
+    "tune/*": "a sweep is trials on a cluster",
+}
+"""The only files that know Ray; everything else is plain Python that a test can drive."""
+
+NEVER = {
+    "deployments/gateway/*": (
+        {"torch", "transformers", "safetensors", "peft"},
+        "gateway replicas decide and forward; torch would double their memory and start time",
+    ),
+    "deployments/launcher/*": (
+        {"torch", "transformers"},
+        "the launcher stays resident beside what it launched",
+    ),
+    "deployments/config.py": (
+        {"torch", "transformers"},
+        "a configuration is judged before anything heavy starts",
+    ),
+    "deployments/engines/queue.py": ({"torch", "transformers"}, "decides, does not compute"),
+    "deployments/engines/scheduler.py": ({"torch", "transformers"}, "decides, does not compute"),
+    "models/contracts.py": ({"torch", "transformers"}, "everyone imports it"),
+    "models/errors.py": ({"torch", "transformers"}, "everyone imports it"),
+}
+
+FILES = sorted(
+    path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).glob("**/*.py")
+)
+
+
+def imports(source: str, package: tuple[str, ...]) -> Iterator[str]:
+    """Full names of all that ``source``, a module of ``package``, imports, wherever it does.
+
+    Imports for annotations alone (``if TYPE_CHECKING:``) load nothing and are left out.
+    """
+    tree = ast.parse(source)
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def roots(path: Path) -> set[str]:
+    found = imports((ROOT / path).read_text(), path.parent.parts)
+    return {name.partition(".")[0] for name in found}
+
+
+def test_imports_go_one_way() -> None:
+    wrong = {
+        str(path): sorted(beyond)
+        for path in FILES
+        if (beyond := roots(path) & SIBLINGS - LAYERS[path.parts[0]] - {path.parts[0]})
+    }
+    assert not wrong, "these import a sibling that LAYERS does not allow them"
+
+
+def test_ray_stays_at_the_edge() -> None:
+    wrong = [
+        str(path)
+        for path in FILES
+        if "ray" in roots(path) and not any(fnmatch(str(path), edge) for edge in RAY_EDGES)
+    ]
+    assert not wrong, "these import ray; if they must, say why in RAY_EDGES"
+
+
+def test_heavy_libraries_stay_where_they_work() -> None:
+    wrong = [
+        f"{path} imports {', '.join(sorted(found))}: {reason}"
+        for path in FILES
+        for pattern, (heavy, reason) in NEVER.items()
+        if fnmatch(str(path), pattern) and (found := roots(path) & heavy)
+    ]
+    assert not wrong
+
+
+def test_folders_of_packages_do_not_hide_the_standard_library() -> None:
+    assert not LAYERS.keys() & sys.stdlib_module_names
+
+
+def test_imports_are_found_in_every_form() -> None:
+    source = """
+from typing import TYPE_CHECKING
+import a.b
+from . import c
+from ..d import e
+from .f.g import h
+if TYPE_CHECKING:
+    import torch
+def late():
+    import i
+"""
+    assert set(imports(source, ("x", "y"))) == {
+        *("typing.TYPE_CHECKING", "a.b", "x.y.c", "x.d.e", "x.y.f.g.h", "i")
+    }
