@@ -1,7 +1,7 @@
 # What every Ray process of this platform has in its environment: sourced by scripts/serve
 # on a laptop, by cluster.yaml before each `ray start`, and by a person before `ray job
-# submit` or `serve run`. What is set already wins. POSIX sh.
-# shellcheck shell=sh
+# submit` or `serve run`. What is set already wins.
+# shellcheck shell=dash
 
 # Ray Serve: HAProxy in front of the replicas and no extra threads inside them: a seventh of
 # the latency and several times the requests of the default. Read at import, so they must be
