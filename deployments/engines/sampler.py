@@ -75,13 +75,15 @@ class SamplerState:
 
 
 def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
-    """Draw one token a row.
+    """Draw one token a row; what a row gets depends on no other row.
 
     Args:
         logits: ``[rows, vocabulary]``; rows that need shaping are overwritten.
         states: one a row. Their random numbers advance; ``drew`` is left to the caller.
     """
-    logprobs = [_logprobs(logits[i], s.sampling.logprobs) for i, s in enumerate(states)]
+    if logits.dtype.itemsize < 4:  # sums over a vocabulary need more digits
+        logits = logits.float()
+    logprobs = [_Logprobs(logits[i], s.sampling.logprobs) for i, s in enumerate(states)]
     for i, state in enumerate(states):
         if state.shapes_logits:
             _shape(logits[i], state)
@@ -94,19 +96,19 @@ def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
         for i, token in zip(random_rows, chosen, strict=True):
             drawn[i] = token
     return [
-        Drawn(None) if not ok else row(token)
+        row.of(token) if ok else Drawn(None)
         for ok, token, row in zip(finite, drawn, logprobs, strict=True)
     ]
 
 
-class _logprobs:
+class _Logprobs:
     """The log-probabilities that a row's client asked for, taken before shaping."""
 
     def __init__(self, row: torch.Tensor, top: int | None) -> None:
         self._row = None if top is None else torch.log_softmax(row.double(), dim=-1)
         self._top = top or 0
 
-    def __call__(self, token: int) -> Drawn:
+    def of(self, token: int) -> Drawn:
         if self._row is None:
             return Drawn(token)
         values, ids = self._row.topk(self._top)
@@ -136,24 +138,22 @@ def _shape(row: torch.Tensor, state: SamplerState) -> None:
 def _draw(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[int]:
     """One token a row of ``[rows, vocabulary]``, all with a temperature above 0."""
     temperature = logits.new_tensor([s.sampling.temperature for s in states])
+    temperature.clamp_(min=torch.finfo(logits.dtype).tiny)
     # Subtracting the maximum first keeps tiny temperatures from overflowing.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     probabilities = torch.softmax(scaled, dim=-1)
     uniform = logits.new_tensor([s.random.random() for s in states])
-    tokens = [0] * len(states)
+    tokens = torch.empty(len(states), dtype=torch.long, device=logits.device)
     whole = [i for i, s in enumerate(states) if not s.truncates]
     if whole:
-        picked = _inverse_transform(probabilities[whole], uniform[whole])
-        for i, token in zip(whole, picked.tolist(), strict=True):
-            tokens[i] = token
+        tokens[whole] = _inverse_transform(probabilities[whole], uniform[whole])
     truncated = [i for i, s in enumerate(states) if s.truncates]
     if truncated:
-        picked = _truncated(
+        tokens[truncated] = _truncated(
             probabilities[truncated], uniform[truncated], [states[i].sampling for i in truncated]
         )
-        for i, token in zip(truncated, picked.tolist(), strict=True):
-            tokens[i] = token
-    return tokens
+    drawn: list[int] = tokens.tolist()
+    return drawn
 
 
 def _truncated(
@@ -164,12 +164,30 @@ def _truncated(
     width = min(vocabulary, CANDIDATES)
     values, ids = probabilities.topk(width)
     kept = keep(values, samplings, vocabulary)
-    # The kept part is a prefix. Where it fills all candidates it may go on behind them.
-    if width < vocabulary and bool((kept[:, -1] > 0).any()):
-        values, ids = probabilities.sort(dim=-1, descending=True)
-        kept = keep(values, samplings, vocabulary)
-    places = _inverse_transform(kept, uniform)
-    return ids.gather(1, places[:, None])[:, 0]
+    picked = _pick(kept, ids, uniform)
+    full = (kept[:, -1] > 0).tolist()
+    wide = [i for i, s in enumerate(samplings) if _undecided(s, width, vocabulary, full=full[i])]
+    if wide:
+        values, ids = probabilities[wide].sort(dim=-1, descending=True)
+        kept = keep(values, [samplings[i] for i in wide], vocabulary)
+        picked[wide] = _pick(kept, ids, uniform[wide])
+    return picked
+
+
+def _undecided(sampling: Sampling, width: int, vocabulary: int, *, full: bool) -> bool:
+    """Whether what is kept cannot be told from the ``width`` likeliest tokens alone.
+
+    Args:
+        full: all of them were kept, so the kept part may go on behind them.
+    """
+    top_k = _top_k(sampling, vocabulary)
+    if top_k <= width:
+        return False
+    return full or (top_k < vocabulary and sampling.top_p < 1)  # top-p is of top-k's mass
+
+
+def _top_k(sampling: Sampling, vocabulary: int) -> int:
+    return min(sampling.top_k or vocabulary, vocabulary)
 
 
 def keep(ordered: torch.Tensor, samplings: Sequence[Sampling], vocabulary: int) -> torch.Tensor:
@@ -183,8 +201,9 @@ def keep(ordered: torch.Tensor, samplings: Sequence[Sampling], vocabulary: int) 
     Returns:
         The same shape, not normalised; the likeliest token always stays.
     """
-    top_k = torch.tensor([s.top_k or vocabulary for s in samplings], device=ordered.device)
-    top_p = ordered.new_tensor([s.top_p for s in samplings])
+    top_k = torch.tensor([_top_k(s, vocabulary) for s in samplings], device=ordered.device)
+    # 1 means no limit, also where rounding brings the sum of a row to 1 before its end
+    top_p = ordered.new_tensor([s.top_p if s.top_p < 1 else 2.0 for s in samplings])
     min_p = ordered.new_tensor([s.min_p for s in samplings])
     rank = torch.arange(ordered.shape[-1], device=ordered.device)
     kept = ordered * (rank < top_k[:, None])
@@ -195,6 +214,10 @@ def keep(ordered: torch.Tensor, samplings: Sequence[Sampling], vocabulary: int) 
     kept = kept * (kept >= min_p[:, None] * ordered[:, :1])
     kept[:, 0] = ordered[:, 0]
     return kept
+
+
+def _pick(kept: torch.Tensor, ids: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    return ids.gather(1, _inverse_transform(kept, uniform)[:, None])[:, 0]
 
 
 def _inverse_transform(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
