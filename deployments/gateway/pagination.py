@@ -21,8 +21,10 @@ Item = TypeVar("Item")
 MAX_LIMIT = 500
 
 
-def _decimal(text: str) -> int:
-    """Python's ``int`` would take " 7", "+7" and "7_0" too."""
+def _decimal(text: object) -> object:
+    """Of a number in a query. Python's ``int`` would take " 7", "+7" and "7_0" too."""
+    if not isinstance(text, str):
+        return text
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ValueError("should be a whole number")
     return int(text)

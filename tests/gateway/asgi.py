@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message
 
+BASE = "http://gateway"
 HEADERS = {"content-type": "application/json"}
 
 

@@ -8,11 +8,10 @@ from starlette.types import ASGIApp
 
 from deployments.gateway.app import create_app, routes
 from deployments.gateway.openapi import document
+from tests.gateway.asgi import BASE
 from tests.gateway.contract import Contract
 from tests.gateway.fakes import World
 from tests.gateway.server import LiveServer
-
-BASE = "http://gateway"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class FakeGenerator:
 
     pieces: Sequence[str] = ("Hel", "lo", "!")
     delay_s: float = 0.0
-    error: Exception | None = None
+    error: BaseException | None = None
     """Raised after ``error_after`` pieces."""
     error_after: int = 0
     prompt_tokens: int = 5

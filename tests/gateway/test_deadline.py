@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 import pytest
@@ -21,12 +22,12 @@ from tests.gateway.test_infer import PATH as INFER
 from tests.gateway.test_infer import asking
 
 
-def impatient(**workers: object) -> World:
-    return World(config=GatewayConfig(request_timeout_s=0.05), **workers)  # type: ignore[arg-type]
+def impatient(**generator: Any) -> World:
+    return World(config=GatewayConfig(request_timeout_s=0.05), generator=FakeGenerator(**generator))
 
 
 async def test_an_answer_that_takes_too_long() -> None:
-    world = impatient(generator=FakeGenerator(delay_s=60))
+    world = impatient(delay_s=60)
     call = RawCall(create_app(world.services()), INFER, asking())
     await call.task
     assert call.status == 504
@@ -39,7 +40,7 @@ async def test_an_answer_that_takes_too_long() -> None:
 
 
 async def test_a_stream_that_takes_too_long_keeps_what_has_come() -> None:
-    world = impatient(generator=FakeGenerator(pieces=["a"] * 1000, delay_s=0.01))
+    world = impatient(pieces=["a"] * 1000, delay_s=0.01)
     call = RawCall(create_app(world.services()), CHAT, chatting(stream=True))
     await call.task
     told = chunks(b"".join(call.bodies).decode())
@@ -67,7 +68,7 @@ async def test_a_body_that_never_ends() -> None:
 
 async def test_a_client_that_does_not_read_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "PATIENCE_S", 0.05)
-    world = impatient(generator=FakeGenerator(pieces=["a"] * 1000, delay_s=0.001))
+    world = impatient(pieces=["a"] * 1000, delay_s=0.001)
     call = RawCall(create_app(world.services()), CHAT, chatting(stream=True))
     await call.until(2)
     call.writable.clear()

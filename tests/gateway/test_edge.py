@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 import httpx
 import orjson
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from deployments.config import Cors, GatewayConfig
 from deployments.gateway.app import create_app
-from tests.gateway.asgi import RawCall
-from tests.gateway.conftest import BASE
+from deployments.gateway.exchange import Exchange, exchange_of
+from deployments.gateway.policies.failures import Failures
+from tests.gateway.asgi import BASE, RawCall
 from tests.gateway.fakes import World
+from tests.gateway.server import LiveServer
 from tests.gateway.test_infer import asking
 
 INFER = "/v1/infer"
@@ -31,7 +35,7 @@ async def test_a_sane_request_id_is_kept(client: httpx.AsyncClient, given: str) 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "a\tb", "é", '"', "a,b"])
 async def test_any_other_is_replaced(client: httpx.AsyncClient, given: str) -> None:
-    answer = await client.get("/healthz", headers={"x-request-id": given.encode("utf-8")})  # type: ignore[dict-item]
+    answer = await client.get("/healthz", headers={b"x-request-id": given.encode()})
     made = answer.headers["x-request-id"]
     assert made != given
     assert len(made) == 32
@@ -163,3 +167,26 @@ async def test_a_client_may_send_its_body_in_chunks(client: httpx.AsyncClient) -
         INFER, content=pieces(), headers={"content-type": "application/json"}
     )
     assert answer.status_code == 200
+
+
+def test_a_client_that_is_still_sending_reads_the_refusal(server: LiveServer) -> None:
+    answer = httpx.post(
+        server.url + INFER,
+        content=b" " * 20_000_000,
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 413
+
+
+async def test_an_answer_that_fails_half_way_is_cut_off() -> None:
+    # Without a way to tell the client, the server has to break the connection.
+    async def half(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange_of(scope).status = 200
+        raise ZeroDivisionError
+
+    exchange = Exchange(id="abc", method="GET", arrived=0)
+    call = Failures(half, now=time.time)({"type": "http", "exchange": exchange}, None, None)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        await call
+    assert exchange.error is not None
+    assert exchange.finished(1.0).code == "INTERNAL_ERROR"

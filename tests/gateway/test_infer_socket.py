@@ -39,7 +39,7 @@ class Socket:
 
     async def hear_all(self, id_: str) -> list[tuple[str, Any]]:
         """Events of ``id_`` up to its last one."""
-        told = []
+        told: list[tuple[str, Any]] = []
         while not told or told[-1][0] == "token":
             event, whose, data = await self.hear()
             if whose == id_:
@@ -84,13 +84,13 @@ async def test_requests_share_the_connection(socket: Socket, world: World) -> No
     order = []
     running = set(ids)
     while running:
-        event, id_, data = await socket.hear()
-        assert id_ is not None
-        order.append(id_)
+        event, whose, data = await socket.hear()
+        assert whose is not None
+        order.append(whose)
         if event == "token":
-            texts[id_] += data["text"]
+            texts[whose] += data["text"]
         else:
-            running.remove(id_)
+            running.remove(whose)
     assert set(texts.values()) == {"Hello!"}
     assert order[:8] != [ids[0]] * 8  # side by side, not one after the other
 
@@ -240,3 +240,21 @@ async def test_a_socket_where_there_is_none(server: LiveServer) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await connect(server.url.replace("http", "ws") + "/v1/nope")
     assert refused.value.response.status_code == 403
+
+
+async def test_a_request_that_is_cancelled_before_it_has_begun(world: World) -> None:
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    ask = {"type": "infer", "id": "a", "model": "smollm2", "prompt": "hi"}
+    incoming.put_nowait({"type": "websocket.connect"})
+    for message in (ask, {"type": "cancel", "id": "a"}):
+        incoming.put_nowait({"type": "websocket.receive", "text": orjson.dumps(message).decode()})
+    app = create_app(world.services())
+    scope = {"type": "websocket", "path": PATH, "headers": [], "query_string": b""}
+    connection = asyncio.ensure_future(app(scope, incoming.get, sent.put))
+    async with asyncio.timeout(5):
+        assert (await sent.get())["type"] == "websocket.accept"
+        assert orjson.loads((await sent.get())["text"])["event"] == "cancelled"
+        incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await connection
+    assert world.recorder.finished[0].status == 499

@@ -147,9 +147,7 @@ async def test_the_async_client(async_client: AsyncOpenAI) -> None:
 
 async def test_a_cancelled_call_frees_its_slot(async_client: AsyncOpenAI, world: World) -> None:
     world.generator.delay_s = 60
-    call = asyncio.create_task(
-        async_client.chat.completions.create(model="smollm2", messages=HI)  # type: ignore[arg-type]
-    )
+    call = asyncio.create_task(async_client.chat.completions.create(model="smollm2", messages=HI))
     while world.generator.running == 0:  # noqa: ASYNC110  # the server runs in another thread
         await asyncio.sleep(0.005)
     call.cancel()

@@ -16,8 +16,7 @@ from deployments.gateway.app import create_app
 from deployments.gateway.heartbeat import Heartbeat
 from deployments.gateway.sse import one_line, sse_event
 from models.errors import InvalidInput, UpstreamError
-from tests.gateway.asgi import RawCall
-from tests.gateway.conftest import BASE
+from tests.gateway.asgi import BASE, RawCall
 from tests.gateway.contract import chunks, data_lines, events
 from tests.gateway.fakes import FakeGenerator, World
 from tests.gateway.server import LiveServer
@@ -105,7 +104,7 @@ async def test_a_generator_that_stops_short() -> None:
 async def test_a_generator_that_is_cancelled_from_within() -> None:
     # Ray cancels the task of a generator whose replica is being stopped.
     cancelled = asyncio.CancelledError()
-    call = start(World(generator=FakeGenerator(error=cancelled, error_after=1)))  # type: ignore[arg-type]
+    call = start(World(generator=FakeGenerator(error=cancelled, error_after=1)))
     async with asyncio.timeout(5):
         await call.task
     assert events(call.bodies[-1].decode())[0][1]["error"]["code"] == "UPSTREAM_ERROR"

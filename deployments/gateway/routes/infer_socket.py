@@ -119,6 +119,7 @@ class Connection:
             self._services.emit(exchange.finished(self._services.clock()))
         else:
             self._running[message.id] = asyncio.create_task(self._answer(message))
+            await asyncio.sleep(0)  # a task cancelled before its first step could say nothing
 
     async def _answer(self, request: SocketInfer) -> None:
         services, exchange = self._services, self._exchange(request.id)
