@@ -198,6 +198,8 @@ class WaitingQueue(Generic[T]):
         expired; that is also the answer before anything was measured.
         """
         room = self._rooms[priority]
+        if not room.size:
+            return MIN_RETRY_AFTER_S
         rate = room.drain.rate(self._clock())
         longest = min(room.limits.timeout_s, MAX_RETRY_AFTER_S)
         if not rate:

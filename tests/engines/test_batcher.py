@@ -293,7 +293,7 @@ def test_deadlines_are_kept_while_a_long_batch_runs() -> None:
         with pytest.raises(Timeout, match=r"within 5\.0 s in the vip queue") as expired:
             await waiting[0]
         assert asyncio.get_running_loop().time() == 6, "the class's own limit"
-        assert expired.value.retry_after == 5
+        assert expired.value.retry_after == 0.1, "nobody waits any more"
         assert await running == 2, "what has started is finished"
         assert [event.reason for event in bench.told(RequestShed)] == ["expired", "expired"]
 

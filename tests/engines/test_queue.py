@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from deployments.config import PriorityClass, QueueConfig
-from deployments.engines.queue import MAX_RETRY_AFTER_S, Ticket, WaitingQueue
+from deployments.engines.queue import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, Ticket, WaitingQueue
 from models.contracts import Priority
 from models.errors import Overloaded
 
@@ -282,7 +282,7 @@ def test_overloaded_says_which_class_how_many_and_when() -> None:
 def test_retry_after_follows_the_measured_drain_rate(jitter_s: float) -> None:
     clock = Clock()
     queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room(timeout_s=1000)}, clock=clock)
-    assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S
+    assert queue.retry_after(Priority.LOW) == MIN_RETRY_AFTER_S, "nobody waits"
 
     def round_of(size: int, seconds: float) -> None:
         for _ in range(size):
@@ -302,10 +302,10 @@ def test_retry_after_follows_the_measured_drain_rate(jitter_s: float) -> None:
             queue.pop()
         queue.remove(line[-1])
         clock.now += 5.0
-    assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S
 
     for _ in range(400):
         queue.push(None, tenant="t", priority=Priority.LOW)
+    assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S, "unmeasured"
     for _ in range(10):  # 32 every 0.2 s: 160 a second
         round_of(32, 0.2)
     assert queue.retry_after(Priority.LOW) == pytest.approx(400 / 160, rel=0.01)
