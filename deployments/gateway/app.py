@@ -38,9 +38,10 @@ Policy: TypeAlias = Callable[[ASGIApp], ASGIApp]
 
 def create_app(services: Services) -> ASGIApp:
     operations = routes(services)
-    operations.append(openapi_operation(operations))
     app: ASGIApp = Router(
-        [*operations, infer_socket.route(services)], default=unmatched, redirect_slashes=False
+        [*operations, openapi_operation(operations), infer_socket.route(services)],
+        default=unmatched,
+        redirect_slashes=False,
     )
     for policy in reversed(policies(services)):
         app = policy(app)

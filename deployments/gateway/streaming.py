@@ -31,7 +31,7 @@ class Encoder(Protocol):
 class StreamedResponse:
     """An ASGI response.
 
-    The header waits for the first delta, so that a request the engine refuses is answered
+    The header waits for the first output, so that a request the engine refuses is answered
     by a real 4xx; but no longer than ``sse_keepalive_s``, or proxies would give up on us. An
     error is raised on to the failure policy, which knows from ``exchange.failure_frame``
     how to say it in mid-stream.
@@ -56,13 +56,16 @@ class StreamedResponse:
             with Heartbeat(self._keepalive_s, generation.nudge) as heartbeat:
                 while (deltas := await generation.ready()) is not None:
                     heartbeat.touch()
-                    if exchange.status is None:
-                        await self._begin(send)
                     if deltas and exchange.first_output is None:
                         exchange.first_output = self._clock()
                     body = encoder.deltas(deltas) if deltas else encoder.keepalive
-                    if body:
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                    if not body:
+                        continue
+                    if exchange.status is None:
+                        await self._begin(send)
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+        if exchange.status is None:
+            await self._begin(send)
         await send({"type": "http.response.body", "body": encoder.end(exchange)})
 
     async def _begin(self, send: Send) -> None:

@@ -78,6 +78,20 @@ async def test_a_refusal_before_it_is_a_real_400() -> None:
     assert call.status == 400
 
 
+async def test_a_delta_without_text_does_not_begin_the_answer() -> None:
+    failing = FakeGenerator(pieces=("", "a"), error=UpstreamError("lost"), error_after=1)
+    call = start(World(generator=failing))
+    await call.task
+    assert call.status == 502
+
+
+async def test_a_stream_without_any_text_still_ends_well() -> None:
+    call = start(World(generator=FakeGenerator(pieces=("",))))
+    await call.task
+    assert call.status == 200
+    assert [name for name, _ in events(b"".join(call.bodies).decode())] == ["done"]
+
+
 async def test_a_failure_in_mid_stream_on_openai_s_routes() -> None:
     call = start(World(generator=FakeGenerator(error=UpstreamError("lost"), error_after=1)), CHAT)
     await call.task
