@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.config import BatcherConfig, EmbedModel, GatewayConfig, GenerateModel
 from deployments.engines.batcher import Batcher, predict_each
-from deployments.engines.embeddings import SentenceEncoder
+from deployments.engines.embeddings import Embedding, SentenceEncoder
 from deployments.engines.engine import Engine
 from deployments.gateway.app import create_app
 from deployments.gateway.services import ServedModel, Services
@@ -27,8 +28,8 @@ from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
 from deployments.observability.events import BatchRan, Emit, fan_out
 from deployments.remote import RemoteEmbedder, RemoteGenerator, readiness
-from models.contracts import Delta, GenerateRequest, Json, Priority
-from models.errors import InvalidInput, PlatformError
+from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority
+from models.errors import InvalidInput, PlatformError, Timeout
 from models.sources import fetch
 
 
@@ -81,7 +82,7 @@ class Batching(Protocol):
 class ServeBatching:
     """Ray Serve's own ``@serve.batch``: simple, no priorities, no deadlines, no fairness."""
 
-    def __init__(self, model: str, predictor: SentenceEncoder, emit: Emit) -> None:
+    def __init__(self, model: str, predictor: Predictor, emit: Emit) -> None:
         self._model = model
         self._predictor = predictor
         self._emit = emit
@@ -93,7 +94,10 @@ class ServeBatching:
     async def submit(
         self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
     ) -> Json:
-        outcome = await asyncio.wait_for(self._predict(input), timeout_s)
+        try:
+            outcome = await asyncio.wait_for(self._predict(input), timeout_s)
+        except TimeoutError:
+            raise Timeout(f"{self._model!r} did not answer within {timeout_s} s.") from None
         if isinstance(outcome, PlatformError):
             raise outcome
         return cast("Json", outcome)
@@ -115,6 +119,7 @@ class EmbedderReplica:
         folder = fetch(model.source, sha256=model.sha256)
         encoder = SentenceEncoder(folder, max_tokens=model.max_tokens, threads=model.threads)
         emit = _observers()
+        self._batch_size = model.batcher.max_batch_size
         self._batching: Batching
         if model.batcher.kind == "serve":
             self._batching = ServeBatching(name, encoder, emit)
@@ -125,34 +130,50 @@ class EmbedderReplica:
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Batch size and wait change in place; no replica restarts."""
-        self._batching.configure(BatcherConfig.model_validate(user_config))
+        config = BatcherConfig.model_validate(user_config)
+        self._batch_size = config.max_batch_size
+        self._batching.configure(config)
 
     async def embed(
         self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
-    ) -> tuple[np.ndarray, int] | PlatformError:
+    ) -> tuple[NDArray[np.float32], int] | PlatformError:
         """Vectors ``[inputs, dimensions]`` float32, and the tokens read; or what went wrong."""
-        outcomes = await asyncio.gather(
-            *(
-                self._batching.submit(text, tenant=tenant, priority=priority, timeout_s=timeout_s)
-                for text in inputs
-            ),
-            return_exceptions=True,
-        )
-        vectors: list[Any] = []
+        vectors: list[NDArray[np.float32]] = []
         tokens = 0
-        for index, outcome in enumerate(outcomes):
-            if isinstance(outcome, InvalidInput):
-                return InvalidInput(
-                    f"input {index}: {outcome.message}", param="input", details=outcome.details
+        try:
+            # A batch at a time, so that one long list cannot fill the waiting room by itself.
+            for at in range(0, len(inputs), self._batch_size):
+                part = inputs[at : at + self._batch_size]
+                for output in await self._submit(part, at, priority, tenant, timeout_s):
+                    vectors.append(output["embedding"])
+                    tokens += output["tokens"]
+        except PlatformError as error:
+            return error
+        return np.stack(vectors), tokens
+
+    async def _submit(
+        self,
+        inputs: Sequence[str],
+        offset: int,
+        priority: Priority,
+        tenant: str,
+        timeout_s: float | None,
+    ) -> list[Embedding]:
+        """Embed inputs together; the first error tells which one it was."""
+
+        async def one(index: int, text: str) -> Embedding:
+            try:
+                output = await self._batching.submit(
+                    text, tenant=tenant, priority=priority, timeout_s=timeout_s
                 )
-            if isinstance(outcome, PlatformError):
-                return outcome
-            if isinstance(outcome, BaseException):
-                raise outcome
-            output = cast("dict[str, Any]", outcome)
-            vectors.append(output["embedding"])
-            tokens += output["tokens"]
-        return np.asarray(vectors, dtype=np.float32), tokens
+            except InvalidInput as error:
+                message = f"input {index}: {error.message}"
+                raise InvalidInput(message, param="input", details=error.details) from None
+            return cast("Embedding", output)
+
+        return await asyncio.gather(
+            *(one(index, text) for index, text in enumerate(inputs, offset))
+        )
 
     async def ping(self) -> None:
         """Answers while the replica can take requests."""

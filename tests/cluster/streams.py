@@ -14,6 +14,7 @@ class Outcome:
     """What one streaming client saw."""
 
     status: int = 0
+    text: str = ""
     tokens: int = 0
     finish_reason: str | None = None
     error: dict[str, Any] | None = None
@@ -37,6 +38,7 @@ async def stream(
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        "stream_options": {"include_usage": True},
     }
     async with client.stream("POST", "/v1/completions", json=body) as response:
         outcome.status = response.status_code
@@ -52,7 +54,9 @@ async def stream(
                 if "error" in chunk:
                     outcome.error = chunk["error"]
                     continue
-                outcome.tokens += 1
+                if chunk.get("usage"):
+                    outcome.tokens = chunk["usage"]["completion_tokens"]
                 for choice in chunk["choices"]:
+                    outcome.text += choice["text"]
                     outcome.finish_reason = choice["finish_reason"] or outcome.finish_reason
     return outcome
