@@ -23,7 +23,7 @@ from tests.gateway.test_infer import asking
 
 
 def impatient(**generator: Any) -> World:
-    return World(config=GatewayConfig(request_timeout_s=0.05), generator=FakeGenerator(**generator))
+    return World(config=GatewayConfig(request_timeout_s=0.2), generator=FakeGenerator(**generator))
 
 
 async def test_an_answer_that_takes_too_long() -> None:
@@ -33,7 +33,7 @@ async def test_an_answer_that_takes_too_long() -> None:
     assert call.status == 504
     error = orjson.loads(call.bodies[0])["error"]
     assert error["code"] == "TIMEOUT"
-    assert error["message"].startswith("The answer was not complete after 0.05 s")
+    assert error["message"].startswith("The answer was not complete after 0.2 s")
     assert len(world.generator.cancelled) == 1
     [event] = world.recorder.finished
     assert (event.status, event.code) == (504, "TIMEOUT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -20,10 +21,14 @@ from tests.gateway.test_infer import PATH as INFER
 from tests.gateway.test_infer import STREAM, asking
 
 
-async def running(world: World) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while world.generator.running == 0:  # noqa: ASYNC110  # the fake has no event to wait for
+        while not condition():  # noqa: ASYNC110  # fakes have no event to wait for
             await asyncio.sleep(0.001)
+
+
+async def running(world: World) -> None:
+    await until(lambda: world.generator.running > 0)
 
 
 @pytest.mark.parametrize("path", [INFER, STREAM])
@@ -65,7 +70,7 @@ async def test_every_prompt_of_a_batch_is_cancelled() -> None:
 async def test_an_embedding_is_cancelled_too() -> None:
     world = World(embedder=FakeEmbedder(delay_s=60))
     call = RawCall(create_app(world.services()), EMBED, embedding())
-    await asyncio.sleep(0.01)
+    await until(lambda: bool(world.embedder.calls))
     call.hang_up()
     await asyncio.wait_for(call.task, 1)
     assert world.embedder.cancelled == 1
@@ -115,9 +120,8 @@ async def test_others_go_on() -> None:
 
 @pytest.mark.parametrize("path", [INFER, STREAM])
 def test_on_a_real_socket(server: LiveServer, world: World, path: str) -> None:
-    world.generator.delay_s = 0.05
     world.generator.pieces = ["a"] * 1000
-    impatient = httpx.Timeout(5, read=0.2 if path == INFER else 5)
+    impatient = httpx.Timeout(5, read=0.5 if path == INFER else 5)
     world.generator.delay_s = 60 if path == INFER else 0.05
     with (
         contextlib.suppress(httpx.ReadTimeout),

@@ -96,7 +96,7 @@ async def test_requests_share_the_connection(socket: Socket, world: World) -> No
 
 
 async def test_cancel_frees_the_slot_and_spares_the_others(socket: Socket, world: World) -> None:
-    world.generator.delay_s = 0.05
+    world.generator.delay_s = 0.1
     await socket.ask("a")
     await socket.ask("b")
     wait_until(lambda: world.generator.running == 2)
@@ -117,7 +117,7 @@ async def test_an_id_is_free_again_when_its_request_has_ended(socket: Socket) ->
 
 
 async def test_an_id_that_is_running_is_not_disturbed(socket: Socket, world: World) -> None:
-    world.generator.delay_s = 0.05
+    world.generator.delay_s = 0.1
     await socket.ask("a")
     await socket.ask("a")
     event, id_, data = await socket.hear()

@@ -33,7 +33,7 @@ def start(world: World, path: str = STREAM) -> RawCall:
 
 
 async def test_each_delta_goes_out_as_it_comes() -> None:
-    call = start(World(generator=FakeGenerator(delay_s=0.02)))
+    call = start(World(generator=FakeGenerator(delay_s=0.05)))
     await call.task
     tokens = call.times[1:4]
     assert [b"event: token" in body for body in call.bodies] == [True, True, True, False]
@@ -58,9 +58,11 @@ async def test_a_silent_stream_begins_and_is_kept_alive() -> None:
     call = start(world)
     began = asyncio.get_running_loop().time()
     await call.task
-    assert call.times[0] - began < 0.2
-    assert call.bodies[:3] == [KEEPALIVE] * 3
-    assert world.recorder.finished[0].ttft_s == pytest.approx(0.35, abs=0.1)
+    assert call.times[0] - began < 0.3
+    assert KEEPALIVE == call.bodies[0] == call.bodies[1]
+    ttft_s = world.recorder.finished[0].ttft_s
+    assert ttft_s is not None
+    assert ttft_s >= 0.35  # a comment is no output
 
 
 async def test_a_refusal_after_the_header_is_an_event() -> None:
@@ -140,14 +142,14 @@ async def test_the_heartbeat_is_put_off_by_every_touch() -> None:
         nonlocal beats
         beats += 1
 
-    with Heartbeat(0.06, beat) as heartbeat:
-        for _ in range(5):
-            await asyncio.sleep(0.03)
+    with Heartbeat(0.2, beat) as heartbeat:
+        for _ in range(6):
+            await asyncio.sleep(0.05)
             heartbeat.touch()
         assert beats == 0
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.5)
         assert beats == 2
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.25)
     assert beats == 2
 
 
