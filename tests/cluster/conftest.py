@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,23 @@ from deployments.launcher import background
 from deployments.launcher.background import Served
 from tests import tiny_models
 
+FIXED_PORTS = (
+    "FRONTIER_DASHBOARD_PORT",
+    "FRONTIER_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+)
+"""Ports of a node that are the same at every start, unless told; here they are free ones, so
+that tests run beside a platform that somebody uses."""
+
 
 @contextmanager
 def serving(args: Mapping[str, Any], folder: Path, *, cpus: int = 8) -> Iterator[Served]:
     """Serve ``args`` of the application, on a free port, in a Ray that believes in ``cpus``."""
+    http, *others = _free_ports(1 + len(FIXED_PORTS))
     document = {
-        "http_options": {"host": "127.0.0.1", "port": _free_port()},
+        "http_options": {"host": "127.0.0.1", "port": http},
         "applications": [
             {
                 "name": "frontier-run",
@@ -35,7 +46,8 @@ def serving(args: Mapping[str, Any], folder: Path, *, cpus: int = 8) -> Iterator
     }
     config = folder / "serve_config.yaml"
     config.write_text(yaml.safe_dump(document))
-    with background.serving(config, env={"FRONTIER_NUM_CPUS": str(cpus)}) as served:
+    env = {name: str(port) for name, port in zip(FIXED_PORTS, others, strict=True)}
+    with background.serving(config, env={**env, "FRONTIER_NUM_CPUS": str(cpus)}) as served:
         yield served
 
 
@@ -61,11 +73,28 @@ def wait_until(
     return time.monotonic() - began
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def tiny_args(folder: Path, *, replicas: int, slots: int, capacity: int = 1000) -> dict[str, Any]:
+    """Application args that serve the model of ``folder`` as ``tiny``."""
+    return {
+        "models": {
+            "tiny": {
+                "task": "generate",
+                "source": str(folder),
+                "engine": {"slots": slots},
+                "queue": {"standard": {"capacity": capacity, "weight": 4, "timeout_s": 120}},
+                "replicas": {"min": replicas, "max": replicas, "cpus": 1, "drain_s": 1},
+            }
+        },
+        "gateway": {"replicas": {"cpus": 0, "drain_s": 1}},
+    }
 
 
 @pytest.fixture(scope="session")

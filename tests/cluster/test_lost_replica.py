@@ -1,0 +1,62 @@
+"""A replica that dies beside another one, and a client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deployments.launcher.background import Served
+from tests.cluster.conftest import metric, serving, tiny_args, wait_until
+from tests.cluster.streams import stream
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+LONG = 1500
+"""Tokens of a stream that lasts some seconds."""
+
+
+@pytest.fixture(scope="module")
+def pair(long_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two replicas with one slot each."""
+    config = tiny_args(long_llama, replicas=2, slots=1)
+    with serving(config, tmp_path_factory.mktemp("pair")) as platform:
+        yield platform
+
+
+async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None:
+    async with httpx.AsyncClient(base_url=pair.url, timeout=120) as client:
+        streams = [asyncio.create_task(stream(client, max_tokens=LONG)) for _ in range(4)]
+        await asyncio.sleep(1.5)  # two are being answered, two wait behind them
+        pair.replicas("tiny")[0].send_signal(signal.SIGKILL)
+        outcomes = await asyncio.gather(*streams)
+    broken = [outcome for outcome in outcomes if not outcome.complete]
+    assert len(broken) == 1
+    assert broken[0].text
+    assert broken[0].error is not None
+    assert broken[0].error["code"] == "UPSTREAM_ERROR"
+    assert all(outcome.tokens == LONG for outcome in outcomes if outcome.complete)
+    wait_until(lambda: len(pair.replicas("tiny")) == 2, timeout_s=30, what="a new replica")
+
+
+async def test_client_that_leaves_frees_its_slot(pair: Served) -> None:
+    def running() -> float:
+        return metric(pair, "frontier_running_sequences", model="tiny")
+
+    async with httpx.AsyncClient(base_url=pair.url, timeout=120) as client:
+        leaver = asyncio.create_task(stream(client, max_tokens=8000))
+        await asyncio.to_thread(
+            wait_until, lambda: running() == 1, timeout_s=10, what="a running sequence"
+        )
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        await asyncio.to_thread(
+            wait_until, lambda: running() == 0, timeout_s=10, what="a free slot"
+        )
+        # Both slots are free at once, or these would not finish before the stream left behind.
+        outcomes = await asyncio.gather(*(stream(client, max_tokens=20) for _ in range(2)))
+    assert all(outcome.complete for outcome in outcomes)
