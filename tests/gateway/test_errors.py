@@ -7,6 +7,7 @@ import logging
 import httpx
 import pytest
 
+from deployments.gateway.errors import openai_error
 from models.errors import (
     Forbidden,
     InternalError,
@@ -69,8 +70,6 @@ async def test_what_a_generator_raises_before_its_first_delta(
     ],
 )
 def test_kinds_of_openai_errors_that_no_route_raises_yet(error: PlatformError, kind: str) -> None:
-    from deployments.gateway.errors import openai_error
-
     body = openai_error(error)["error"]
     assert isinstance(body, dict)
     assert (body["type"], body["code"]) == (kind, error.code)

@@ -242,19 +242,50 @@ async def test_a_socket_where_there_is_none(server: LiveServer) -> None:
     assert refused.value.response.status_code == 403
 
 
+class RawSocket:
+    """Both ends of a socket in the test's hand: all that is said is there before it is heard."""
+
+    def __init__(self, world: World, *messages: dict[str, Any], broken: bool = False) -> None:
+        self.broken = broken
+        self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._incoming.put_nowait({"type": "websocket.connect"})
+        for message in messages:
+            text = orjson.dumps(message).decode()
+            self._incoming.put_nowait({"type": "websocket.receive", "text": text})
+        scope = {"type": "websocket", "path": PATH, "headers": [], "query_string": b""}
+        app = create_app(world.services())
+        self.task = asyncio.ensure_future(app(scope, self._incoming.get, self._send))
+
+    def hang_up(self) -> None:
+        self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self.broken and message["type"] == "websocket.send":
+            raise OSError("the peer is gone")
+        self.sent.put_nowait(message)
+
+
+ASK = {"type": "infer", "id": "a", "model": "smollm2", "prompt": "hi"}
+
+
 async def test_a_request_that_is_cancelled_before_it_has_begun(world: World) -> None:
-    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    ask = {"type": "infer", "id": "a", "model": "smollm2", "prompt": "hi"}
-    incoming.put_nowait({"type": "websocket.connect"})
-    for message in (ask, {"type": "cancel", "id": "a"}):
-        incoming.put_nowait({"type": "websocket.receive", "text": orjson.dumps(message).decode()})
-    app = create_app(world.services())
-    scope = {"type": "websocket", "path": PATH, "headers": [], "query_string": b""}
-    connection = asyncio.ensure_future(app(scope, incoming.get, sent.put))
+    socket = RawSocket(world, ASK, {"type": "cancel", "id": "a"})
     async with asyncio.timeout(5):
-        assert (await sent.get())["type"] == "websocket.accept"
-        assert orjson.loads((await sent.get())["text"])["event"] == "cancelled"
-        incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
-        await connection
+        assert (await socket.sent.get())["type"] == "websocket.accept"
+        assert orjson.loads((await socket.sent.get())["text"])["event"] == "cancelled"
+        socket.hang_up()
+        await socket.task
+    assert world.recorder.finished[0].status == 499
+
+
+async def test_a_server_that_refuses_to_send_to_who_has_gone(world: World) -> None:
+    world.generator.pieces, world.generator.delay_s = ["a"] * 1000, 0.01
+    socket = RawSocket(world, ASK, broken=True)
+    await asyncio.sleep(0.1)
+    assert world.generator.running == 1  # until the server says that the client has gone
+    socket.hang_up()
+    async with asyncio.timeout(5):
+        await socket.task
+    assert world.generator.running == 0
     assert world.recorder.finished[0].status == 499
