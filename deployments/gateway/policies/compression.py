@@ -1,15 +1,24 @@
-"""Whole answers above a size are sent as gzip to clients that take it; streams never wait."""
+"""Whole answers above a size go out as brotli or gzip, as clients take it; streams never wait."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 
+import brotli
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-TAKES_GZIP = re.compile(rb"gzip(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
-LEVEL = 6
+CODINGS: Mapping[bytes, Callable[[bytes], bytes]] = {
+    # The better one first. Levels at which an answer of 10 KB takes well under a millisecond.
+    b"br": partial(brotli.compress, quality=4),
+    b"gzip": partial(gzip.compress, compresslevel=6),
+}
+TAKES = {
+    coding: re.compile(rb"\b" + coding + rb"\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))") for coding in CODINGS
+}
 LONG_BYTES = 131_072
 """From here on compressing takes milliseconds, so it leaves the event loop."""
 
@@ -20,7 +29,8 @@ class Compression:
         self.above_bytes = above_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _takes_gzip(scope):
+        coding = _coding(scope)
+        if coding is None:
             await self.app(scope, receive, send)
             return
         start: Message | None = None
@@ -32,8 +42,8 @@ class Compression:
                 return
             if start is not None:
                 if not message.get("more_body", False) and len(message["body"]) > self.above_bytes:
-                    message["body"] = await _compressed(message["body"])
-                    start["headers"] = _headers(start, len(message["body"]))
+                    message["body"] = await _compressed(message["body"], coding)
+                    start["headers"] = _headers(start, len(message["body"]), coding)
                 await send(start)
                 start = None
             await send(message)
@@ -41,22 +51,25 @@ class Compression:
         await self.app(scope, receive, send_compressed)
 
 
-def _takes_gzip(scope: Scope) -> bool:
-    return any(
-        name == b"accept-encoding" and TAKES_GZIP.search(value) for name, value in scope["headers"]
-    )
+def _coding(scope: Scope) -> bytes | None:
+    """The best coding that the client takes, if any."""
+    if scope["type"] != "http":
+        return None
+    accepted = b",".join(v for name, v in scope["headers"] if name == b"accept-encoding")
+    return next((coding for coding in CODINGS if TAKES[coding].search(accepted)), None)
 
 
-async def _compressed(body: bytes) -> bytes:
+async def _compressed(body: bytes, coding: bytes) -> bytes:
+    compress = CODINGS[coding]
     if len(body) < LONG_BYTES:
-        return gzip.compress(body, LEVEL)
-    return await asyncio.to_thread(gzip.compress, body, LEVEL)
+        return compress(body)
+    return await asyncio.to_thread(compress, body)
 
 
-def _headers(start: Message, length: int) -> list[tuple[bytes, bytes]]:
+def _headers(start: Message, length: int, coding: bytes) -> list[tuple[bytes, bytes]]:
     return [
         *((name, value) for name, value in start["headers"] if name != b"content-length"),
         (b"content-length", str(length).encode("ascii")),
-        (b"content-encoding", b"gzip"),
+        (b"content-encoding", coding),
         (b"vary", b"accept-encoding"),
     ]
