@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from deployments.engines.kv import SlotCache
 from models.errors import ConfigError
 
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 """Arguments of exotic attentions that would change the result if they were ignored."""
 
 

@@ -1,8 +1,8 @@
 """Runs one step through a Hugging Face causal LM: tokens and slots in, logits out.
 
 No line here knows a model by name: attention and cache are exchanged through
-transformers' own interfaces, and at load the packed path is held against the model's own
-``forward``, so an architecture that does not fit is refused instead of answering nonsense.
+transformers' own interfaces, and at load ``fit`` refuses an architecture that would answer
+nonsense.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from deployments.config import EngineConfig
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
+from deployments.engines.fit import check_fit, first_line
 from deployments.engines.kv import SlotCache
 from deployments.engines.linears import pack_linears
 from deployments.engines.sequence import Chunk, Step
 from models.errors import ConfigError
-
-SELF_CHECK_TOKENS = 12
-SELF_CHECK_TOLERANCE = 0.02
-"""Largest accepted relative difference of the logits; reduced precision is checked loosely."""
 
 
 class Runner:
@@ -43,8 +40,16 @@ class Runner:
         self.vocab_size: int = self.model.config.get_text_config().vocab_size
         self.cache = SlotCache(slots=config.slots, context=self.context)
         self._attention = SlotAttention(self.cache)
-        self._check_fit()
+        try:
+            check_fit(self)
+        except BaseException:
+            self.close()
+            raise
         pack_linears(self.model)
+
+    def attach(self) -> None:
+        """Exchange the model's attention for that over the slots."""
+        self.model.set_attn_implementation(self._attention.name)
 
     @torch.inference_mode()
     def run(self, step: Step) -> tuple[torch.Tensor, tuple[Chunk, ...]]:
@@ -106,56 +111,6 @@ class Runner:
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
-    @torch.inference_mode()
-    def _check_fit(self) -> None:
-        """Hold the packed path against the model's own attention on a few tokens."""
-        name = type(self.model).__name__
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(0, self.vocab_size, (SELF_CHECK_TOKENS,), generator=generator)
-        expected = self.model(input_ids=tokens[None].to(self.device), use_cache=False).logits[0]
-        try:
-            self.model.set_attn_implementation(self._attention.name)
-            got = self._check_pass(tokens.to(self.device))
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"{name} does not run on the embedded engine ({type(error).__name__}: {error});"
-                " it needs attention through transformers' AttentionInterface."
-            ) from error
-        scale = expected.abs().max().clamp(min=1e-6)
-        difference = float((got - expected).abs().max() / scale)
-        tolerance = SELF_CHECK_TOLERANCE if self.dtype.itemsize >= 4 else 0.1
-        if not difference <= tolerance:
-            raise ConfigError(
-                f"{name} gives other logits on the embedded engine than on its own"
-                f" (relative difference {difference:.2g}); its attention is not a plain causal one."
-            )
-
-    def _check_pass(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits of all ``tokens``: half as a chunk, then the others one by one, in slot 1."""
-        half = len(tokens) // 2
-        slot = min(1, self.cache.slots - 1)
-        logits = []
-        for start, end in [(0, half), *((i, i + 1) for i in range(half, len(tokens)))]:
-            positions = torch.arange(start, end, device=self.device)
-            self.cache.place(positions + slot * self.context)
-            span: Span
-            if end - start > 1:
-                span = PrefillSpan(slice(0, end - start), slot, positions)
-            else:
-                span = DecodeSpan(self._tensor([slot]), positions)
-            self._attention.begin([span])
-            logits.append(
-                self.model(
-                    input_ids=tokens[None, start:end],
-                    position_ids=positions[None],
-                    past_key_values=self.cache,
-                    use_cache=True,
-                ).logits[0]
-            )
-        return torch.cat(logits)
-
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     try:
@@ -164,18 +119,28 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedM
             folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} holds no causal language model: {error}") from error
+        raise ConfigError(
+            f"{folder} holds no causal language model: {first_line(error)}"
+        ) from error
     return model.to(device).eval()
 
 
 def _context(model: PreTrainedModel, asked: int | None, folder: Path) -> int:
     """Tokens a sequence may have."""
-    trained: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    trained: int | None = getattr(config, "max_position_embeddings", None)
     context = asked or trained
     if context is None:
         raise ConfigError(f"{folder} does not say how long its context is; set engine.context.")
     if asked is not None and trained is not None and asked > trained:
         raise ConfigError(
             f"engine.context is {asked}, but {folder.name} was trained for {trained} tokens."
+        )
+    # Attention in blocks of this many tokens is the plain one up to there (Llama 4).
+    block: int | None = getattr(config, "attention_chunk_size", None)
+    if block is not None and context > block:
+        raise ConfigError(
+            f"{folder.name} attends in blocks of {block} tokens, which the embedded engine does not"
+            f" compute; set engine.context to at most {block} (it is {context})."
         )
     return context
