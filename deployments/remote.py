@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -84,11 +85,11 @@ class RemoteEmbedder:
         parts = [
             inputs[at : at + EMBED_CALL_INPUTS] for at in range(0, len(inputs), EMBED_CALL_INPUTS)
         ]
-        results: list[tuple[np.ndarray, int]] = await asyncio.gather(
+        results: list[tuple[NDArray[np.float32], int]] = await asyncio.gather(
             *(self._call(part, priority, tenant, timeout_s) for part in parts)
         )
         return EmbedResult(
-            vectors=[vector for vectors, _ in results for vector in vectors.tolist()],
+            vectors=[vector for vectors, _ in results for vector in vectors],
             prompt_tokens=sum(tokens for _, tokens in results),
         )
 

@@ -19,7 +19,9 @@ export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 # What can be seen: fresh metrics at one fixed port a node, the Train tab of the dashboard.
 export FRONTIER_METRICS_PORT="${FRONTIER_METRICS_PORT:-9464}" # OpenTelemetry's for Prometheus
 export FRONTIER_DASHBOARD_PORT="${FRONTIER_DASHBOARD_PORT:-8265}" # Ray's own default
-export RAY_metrics_report_interval_ms="${RAY_metrics_report_interval_ms:-2000}"
+# Both or neither: Ray's agent drops a gauge that was not set for two report intervals.
+export RAY_metrics_report_interval_ms="${RAY_metrics_report_interval_ms:-1500}"
+export REPORTER_UPDATE_INTERVAL_MS="${REPORTER_UPDATE_INTERVAL_MS:-2000}"
 export RAY_TRAIN_ENABLE_STATE_TRACKING="${RAY_TRAIN_ENABLE_STATE_TRACKING:-1}"
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 

@@ -38,6 +38,7 @@ class Exchange:
     error: PlatformError | None = None
     first_output: float | None = None
     """When a stream's first output was there."""
+    choices: int = 1
     usage: Usage | None = None
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
@@ -76,6 +77,7 @@ class Exchange:
             priority=self.priority,
             tenant=self.tenant,
             ttft_s=None if self.first_output is None else self.first_output - self.arrived,
+            choices=self.choices,
             usage=self.usage,
             timings=self.timings,
         )

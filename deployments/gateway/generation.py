@@ -67,7 +67,7 @@ class Generation:
         self._generator = services.generator(model)
         exchange.model, exchange.priority = model, priority
         self._exchange = exchange
-        self.choices = n * len(prompts)
+        self.choices = exchange.choices = n * len(prompts)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(

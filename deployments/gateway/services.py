@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
 from models.contracts import Generator, Priority
@@ -15,7 +18,7 @@ from models.errors import InvalidInput, NotFound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedResult:
-    vectors: Sequence[Sequence[float]]
+    vectors: Sequence[Sequence[float] | NDArray[np.float32]]
     """One for each input, in order."""
     prompt_tokens: int
     """Summed over the inputs."""

@@ -32,6 +32,8 @@ class RequestFinished:
     tenant: str = "public"
     ttft_s: float | None = None
     """Arrival at the gateway to the first output byte."""
+    choices: int = 1
+    """Continuations that were asked for, over all prompts of the request."""
     usage: Usage | None = None
     timings: Timings | None = None
     """What the engine measured; the gateway's own share is ``duration_s`` minus ``total_s``."""

@@ -246,6 +246,7 @@ def _request_finished(event: RequestFinished, sink: Sink) -> None:
         sink.add(COMPLETION_TOKENS, (model, priority), usage.completion_tokens)
         if usage.cached_tokens:
             sink.add(CACHED_TOKENS, (model, priority), usage.cached_tokens)
-        if succeeded and decode_s is not None and usage.completion_tokens > 1:
-            tpot_s = decode_s / (usage.completion_tokens - 1)
+        steps = usage.completion_tokens / event.choices - 1  # choices decode side by side
+        if succeeded and decode_s is not None and steps > 0:
+            tpot_s = decode_s / steps
             sink.observe(TPOT_SECONDS, (model, priority), tpot_s)

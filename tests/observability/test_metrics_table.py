@@ -105,6 +105,12 @@ def test_an_answer_in_one_piece_is_timed_by_the_engine() -> None:
     assert seen[metrics.TPOT_SECONDS, ("smollm2", "vip")] == 1.0 / 4
 
 
+def test_choices_decode_side_by_side() -> None:
+    usage = Usage(prompt_tokens=7, completion_tokens=10)
+    seen = measured(finished(usage=usage, choices=2))
+    assert seen[metrics.TPOT_SECONDS, ("smollm2", "vip")] == (2.0 - 1.0) / (5 - 1)
+
+
 def test_a_single_token_has_no_time_per_further_token() -> None:
     seen = measured(finished(usage=Usage(prompt_tokens=7, completion_tokens=1, cached_tokens=4)))
     assert (metrics.TPOT_SECONDS, ("smollm2", "vip")) not in seen

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import struct
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
@@ -68,6 +69,6 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     )
 
 
-def _base64(vector: Sequence[float]) -> str:
+def _base64(vector: Sequence[float] | NDArray[np.float32]) -> str:
     """Little-endian 32-bit floats, as OpenAI's client unpacks them."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
