@@ -13,6 +13,7 @@ from typing import Any
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\([^)]*pid=[^)]*\) ", re.MULTILINE)  # Ray's "(Controller pid=1) "
 _ERROR = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failed)(?:\(\w+\))?: (?=\S)")
+_OURS = re.compile(r"^models\.errors\.\w+: ")  # written for a person; the type adds nothing
 _NOT_OF_IT = re.compile(r"^(?:Traceback |[A-Z]+ \d{4}-|\d{4}-\d\d-\d\d[ T]|During handling|$)")
 
 
@@ -24,7 +25,7 @@ def last_error(text: str, *, lines: int = 12) -> str | None:
             end = start + 1
             while end < len(found) and not _NOT_OF_IT.match(found[end]):
                 end += 1
-            message = [_ERROR.sub("", found[start]), *found[start + 1 : end]]
+            message = [_OURS.sub("", found[start]), *found[start + 1 : end]]
             return "\n".join(message[:lines])
     return None
 

@@ -27,8 +27,8 @@ INFO 2026-01-01 00:00:00 serve 1 -- goodbye
     ("text", "said"),
     [
         (REMOTE, "serve_config.yaml, args:\n  models.x.source: missing (given: None)"),
-        ("Traceback (most\n  File\nValueError: no\n\nlater", "no"),
-        ("KeyError: first\nray.exceptions.RayTaskError(OSError): second", "second"),
+        ("Traceback (most\n  File\nValueError: no\n\nlater", "ValueError: no"),
+        ("KeyError: first\nx.y.RemoteError(OSError): two", "x.y.RemoteError(OSError): two"),
         ("all is well\nreally", None),
         ("", None),
     ],
@@ -121,7 +121,7 @@ def test_a_replica_that_fails_is_said_in_its_words(fake: FakeRay) -> None:
     fake.applications = {
         "a": {"status": "DEPLOY_FAILED", "message": "engine failed", "deployments": deployments}
     }
-    assert Dashboard(fake.url).failure() == "engine: weights are gone"
+    assert Dashboard(fake.url).failure() == "engine: OSError: weights are gone"
 
 
 def test_withdrawing_takes_all_applications_off_and_shows_the_token(fake: FakeRay) -> None:
