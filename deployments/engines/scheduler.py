@@ -65,7 +65,7 @@ class Scheduler:
             call,
             tenant=call.request.tenant,
             priority=call.request.priority,
-            timeout_s=call.request.timeout_s,
+            timeout_s=call.deadline - self._clock(),
         )
 
     def cancel(self, call: Call) -> None:
@@ -74,6 +74,7 @@ class Scheduler:
             self._queue.remove(call.ticket)
         for sequence in call.sequences:
             self.finish(sequence)
+        self._forks = deque(fork for fork in self._forks if fork.call is not call)
 
     def finish(self, sequence: Sequence) -> None:
         """The sequence needs nothing more; frees its slot. Idempotent."""
@@ -141,11 +142,9 @@ class Scheduler:
 
     def _next_fork(self) -> Sequence | None:
         """The next choice whose sibling has computed the prompt, or is gone."""
-        for fork in tuple(self._forks):
+        for fork in self._forks:
             sibling = fork.call.sequences[0]
-            if fork.finished:
-                self._forks.remove(fork)
-            elif sibling.finished or sibling.computed >= fork.prompt_length:
+            if sibling.finished or sibling.computed >= fork.prompt_length:
                 self._forks.remove(fork)
                 return fork
         return None
@@ -159,7 +158,8 @@ class Scheduler:
         if donor is not None:
             copies.append(Copy(source=donor, target=slot, length=shared))
             sequence.computed = shared
-            sequence.call.cached_tokens += shared
+            if sequence.index == 0:  # a prompt is counted once, whatever n is
+                sequence.call.cached_tokens = shared
 
     def _donor(self, newcomer: Sequence) -> tuple[int | None, int]:
         """The slot with the longest common beginning, and its length in tokens.
@@ -225,6 +225,7 @@ class Scheduler:
             assert 0 <= sequence.computed < len(sequence.tokens)
         for fork in self._forks:
             assert fork.slot is None
+            assert not fork.finished
             assert fork.computed == 0
 
 

@@ -1,0 +1,284 @@
+"""The scheduler against a cache that remembers which token of which tenant lies where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from deployments.config import PriorityClass, QueueConfig
+from deployments.engines.admission import Limits, admit
+from deployments.engines.queue import WaitingQueue
+from deployments.engines.scheduler import MIN_SHARED_TOKENS, Scheduler
+from deployments.engines.sequence import Call, Sequence, Step
+from models.contracts import GenerateRequest, Priority, Sampling
+from models.errors import Overloaded
+
+CONTEXT = 64
+LIMITS = Limits(context=CONTEXT, vocabulary=4, max_choices=8)
+TENANTS = ["ada", "bob"]
+BEGINNINGS = [(), (1,) * 15, (1,) * 16, (1,) * 17, (2, 3) * 12]
+"""Prompts begin alike, around the length from which a copy is worth it."""
+
+endings = st.lists(st.integers(0, 3), min_size=1, max_size=30).map(tuple)
+prompts = st.builds(tuple.__add__, st.sampled_from(BEGINNINGS), endings)
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Cache:
+    """What lies in the slots, as ``(tenant, token)``; checks whatever is read."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots: list[list[Any]] = [[None] * CONTEXT for _ in range(slots)]
+
+    def run(self, step: Step) -> None:
+        for copy in step.copies:
+            assert copy.source != copy.target
+            source = self.slots[copy.source][: copy.length]
+            assert None not in source, "a copy of what was never computed"
+            self.slots[copy.target][: copy.length] = source
+        for chunk in step.chunks:
+            tenant = chunk.sequence.call.request.tenant
+            slot = self.slots[chunk.slot]
+            before = [(tenant, token) for token in chunk.sequence.tokens[: chunk.start]]
+            assert slot[: chunk.start] == before, "other keys and values than the sequence's"
+            end = chunk.start + len(chunk.tokens)
+            assert list(chunk.tokens) == chunk.sequence.tokens[chunk.start : end]
+            slot[chunk.start : end] = [(tenant, token) for token in chunk.tokens]
+
+
+def make(
+    scheduler_slots: int = 4,
+    step_tokens: int = 16,
+    *,
+    clock: Clock | None = None,
+    queue: QueueConfig | None = None,
+) -> Scheduler:
+    clock = clock or Clock()
+    waiting: WaitingQueue[Call] = WaitingQueue((queue or QueueConfig()).classes(), clock=clock)
+    return Scheduler(waiting, slots=scheduler_slots, step_tokens=step_tokens, clock=clock)
+
+
+def call(
+    prompt: Items[int] = (1, 2, 3),
+    *,
+    n: int = 1,
+    max_tokens: int | None = None,
+    tenant: str = "ada",
+    priority: Priority = Priority.STANDARD,
+    timeout_s: float | None = None,
+    arrived: float = 1000.0,
+) -> Call:
+    request = GenerateRequest(
+        id="r",
+        model="m",
+        prompt=tuple(prompt),
+        n=n,
+        tenant=tenant,
+        priority=priority,
+        timeout_s=timeout_s,
+        sampling=Sampling(max_tokens=max_tokens),
+    )
+    return admit(request, tuple(prompt), LIMITS, arrived=arrived)
+
+
+def step_of(scheduler: Scheduler) -> Step:
+    step, _ = scheduler.plan()
+    assert step is not None
+    return step
+
+
+def advance(scheduler: Scheduler, step: Step, token: int = 0) -> None:
+    """What the engine does after a forward pass, every draw being ``token``."""
+    scheduler.commit(step)
+    for chunk in step.chunks:
+        if chunk.samples:
+            sequence = chunk.sequence
+            sequence.tokens.append(token)
+            if sequence.generated >= sequence.max_tokens:
+                scheduler.finish(sequence)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Arbitrary arrivals, cancellations, failures, stops and time."""
+
+    calls: Bundle[Call] = Bundle("calls")
+
+    @initialize(slots=st.integers(1, 5), step_tokens=st.integers(1, 40), data=st.data())
+    def start(self, slots: int, step_tokens: int, data: st.DataObject) -> None:
+        self.clock = Clock()
+        rooms = {
+            priority.value: PriorityClass(capacity=3, weight=weight, timeout_s=8)
+            for priority, weight in zip(Priority, (8, 4, 1), strict=True)
+        }
+        self.slots = slots
+        self.budget = max(step_tokens, slots)
+        self.scheduler = make(slots, step_tokens, clock=self.clock, queue=QueueConfig(**rooms))
+        self.cache = Cache(slots)
+        self.waiting: list[Call] = []
+        self.started: list[Call] = []
+
+    @rule(
+        target=calls,
+        prompt=prompts,
+        n=st.sampled_from([1, 1, 1, 2, 5]),
+        max_tokens=st.integers(1, 8),
+        tenant=st.sampled_from(TENANTS),
+        priority=st.sampled_from(list(Priority)),
+        timeout_s=st.none() | st.integers(1, 12),
+    )
+    def add(self, **options: Any) -> Any:
+        made = call(arrived=self.clock.now, **options)
+        priority = made.request.priority
+        if sum(c.request.priority is priority for c in self.waiting) == 3:
+            with pytest.raises(Overloaded):
+                self.scheduler.add(made)
+            return multiple()
+        self.scheduler.add(made)
+        self.waiting.append(made)
+        return made
+
+    @rule(gone=calls)
+    def cancel(self, gone: Call) -> None:
+        self.scheduler.cancel(gone)
+        self.forget(gone)
+
+    @rule(data=st.data(), fails=st.sampled_from([False, False, False, False, True]))
+    def step(self, data: st.DataObject, fails: bool) -> None:
+        step, joined = self.scheduler.plan()
+        for each in joined:
+            assert each.started == self.clock.now
+            self.waiting.remove(each)
+            self.started.append(each)
+        running = list(self.scheduler.running())
+        self.check_seats(running)
+        if step is None:
+            assert not running
+            return
+        self.check_step(step, running)
+        if fails:  # as the engine does: whoever was in it is told and goes
+            targets = {c.slot for c in step.chunks} | {c.target for c in step.copies}
+            for each in {s.call: None for s in running if s.slot in targets}:
+                self.cancel(each)
+            return
+        self.cache.run(step)
+        self.scheduler.commit(step)
+        for chunk in step.chunks:
+            sequence = chunk.sequence
+            assert sequence.computed == chunk.start + len(chunk.tokens)
+            assert chunk.samples == (sequence.computed == len(sequence.tokens))
+            if chunk.samples:
+                sequence.tokens.append(data.draw(st.integers(0, 3)))
+                stops = data.draw(st.sampled_from([False, False, False, True]))
+                if stops or sequence.generated >= sequence.max_tokens:
+                    self.scheduler.finish(sequence)
+                    if sequence.call.done:
+                        self.forget(sequence.call)
+
+    def check_seats(self, running: list[Sequence]) -> None:
+        assert [s.slot for s in running] == list(range(len(running))), "holes below a sequence"
+        if len(running) < self.slots:
+            assert not self.waiting
+            for each in self.started:
+                lead = each.sequences[0]
+                if lead.finished or lead.computed >= len(each.prompt):
+                    assert all(s.finished or s.slot is not None for s in each.sequences)
+
+    def check_step(self, step: Step, running: list[Sequence]) -> None:
+        chunks = {chunk.sequence: chunk for chunk in step.chunks}
+        assert len(chunks) == len(step.chunks)
+        total = sum(len(chunk.tokens) for chunk in step.chunks)
+        assert total == step.prefill_tokens + step.decode_tokens
+        assert total <= self.budget
+        for sequence, chunk in chunks.items():
+            assert chunk.tokens
+            assert (chunk.slot, chunk.start) == (sequence.slot, sequence.computed)
+        for sequence in running:
+            missing = len(sequence.tokens) - sequence.computed
+            if missing == 1:
+                assert len(chunks[sequence].tokens) == 1, "a stream was stalled"
+            elif total < self.budget:
+                assert len(chunks[sequence].tokens) == missing, "budget left unused"
+        prefilling = [s for s in running if len(s.tokens) - s.computed > 1]
+        if prefilling:
+            first = min(prefilling, key=lambda s: s.call.started or 0)
+            assert any(s in chunks for s in prefilling if s.call.started == first.call.started)
+        for each in self.started:
+            lead, *forks = each.sequences
+            for fork in forks:
+                if fork in chunks:
+                    assert lead.finished or lead.computed >= len(each.prompt)
+                    if not lead.finished and len(each.prompt) > MIN_SHARED_TOKENS:
+                        assert chunks[fork].start >= len(each.prompt) - 1, "prompt computed twice"
+            assert each.cached_tokens < len(each.prompt)
+
+    @rule(seconds=st.integers(0, 5))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+        late = self.scheduler.expire()
+        now = self.clock.now
+        waited = [
+            c for c in self.waiting if min(c.deadline, c.arrived + 8) <= now or c.deadline <= now
+        ]
+        ran = [c for c in self.started if c.deadline <= now]
+        assert {id(c) for c in late} == {id(c) for c in (*waited, *ran)}
+        assert len(late) == len(waited) + len(ran), "told twice"
+        for each in late:
+            self.forget(each)
+
+    def forget(self, gone: Call) -> None:
+        assert all(s.finished and s.slot is None for s in gone.sequences)
+        self.waiting = [c for c in self.waiting if c is not gone]
+        self.started = [c for c in self.started if c is not gone]
+
+    @invariant()
+    def integrity(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+            assert self.scheduler.idle == (not self.waiting and not self.started)
+            assert len(self.scheduler.queue) == len(self.waiting)
+
+    def teardown(self) -> None:
+        """Whoever is left is served: nobody starves."""
+        if not hasattr(self, "scheduler"):
+            return
+        left = [*self.waiting, *self.started]
+        work = sum(len(s.tokens) + s.max_tokens for c in left for s in c.sequences)
+        for _ in range(work):
+            if self.scheduler.idle:
+                break
+            step = step_of(self.scheduler)
+            self.cache.run(step)
+            advance(self.scheduler, step)
+            self.scheduler.check_integrity()
+        assert self.scheduler.idle
+        assert all(c.done for c in left)
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+TestScheduler = SchedulerMachine.TestCase
+
+
+@pytest.mark.slow
+class TestSchedulerAtLength(SchedulerMachine.TestCase):
+    settings = settings(max_examples=2000, stateful_step_count=60)
