@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def environment_after(command: str, folder: Path) -> tuple[list[str], dict[str, 
     (binaries / "activate").write_text(f"PATH={binaries}:$PATH\n")
     ray = binaries / "ray"
     ray.write_text(
-        "#!/usr/bin/env python3\nimport json, os, sys\n"
+        f"#!{sys.executable}\nimport json, os, sys\n"
         f"json.dump([sys.argv[1:], dict(os.environ)], open({str(recorded)!r}, 'w'))\n"
     )
     ray.chmod(0o755)
@@ -46,7 +47,7 @@ def environment_after(command: str, folder: Path) -> tuple[list[str], dict[str, 
 
 def env_sh() -> dict[str, str]:
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    command = ["sh", "-c", f'. "{ROOT}/scripts/env.sh"; exec python3 -c "{show}"']
+    command = ["sh", "-c", f'. "{ROOT}/scripts/env.sh"; exec {sys.executable} -c "{show}"']
     output = subprocess.check_output(command, env={"PATH": os.environ["PATH"]})
     return {key: value for key, value in json.loads(output).items() if key not in SHELL}
 
