@@ -78,7 +78,7 @@ class Trial:
             self.batching = ServeBatching("model", cast("Any", self), self._watch)
         else:
             self.batching = Batcher(
-                self, model="model", config=config, queue=QueueConfig(), emit=self._watch
+                self, model="model", limits=config, queue=QueueConfig(), emit=self._watch
             )
         self.batching.configure(config)
 

@@ -1,4 +1,9 @@
-"""The composition root: ``serve_config.yaml`` names ``build``, and everything meets here."""
+"""The composition root: ``serve_config.yaml`` names ``build``, and everything meets here.
+
+Serve replaces replicas when ``args`` change, one after the other. What changes in place goes
+through Serve's own ``deployments:`` section: ``user_config`` (batch size and wait of a
+fixed-cost model) and ``autoscaling_config``.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +30,19 @@ def build(args: Mapping[str, Any]) -> Application:
         match model:
             case GenerateModel():
                 deployment = serve.deployment(GeneratorReplica, name=name)
-                bound = deployment.options(**options(model.replicas)).bind(name, identity(model))
+                bound = deployment.options(**options(model.replicas)).bind(
+                    name, model.model_dump(mode="json")
+                )
                 generators[name] = (bound, model.engine.context)
             case EmbedModel():
                 deployment = serve.deployment(EmbedderReplica, name=name).options(
-                    user_config=model.batcher.model_dump(mode="json"), **options(model.replicas)
+                    user_config=model.batcher.limits(), **options(model.replicas)
                 )
-                embedders[name] = deployment.bind(name, identity(model))
+                embedders[name] = deployment.bind(name, model.model_dump(mode="json"))
     ingress = serve.deployment(serve.ingress()(GatewayReplica), name="gateway")
     return ingress.options(**options(config.gateway.replicas)).bind(
         config.gateway.model_dump(mode="json"), generators, embedders
     )
-
-
-def identity(model: GenerateModel | EmbedModel) -> dict[str, Any]:
-    """What a replica is made of: a change here replaces replicas.
-
-    The number of replicas changes without that, and so does the batcher through
-    ``user_config``; only which batcher it is cannot.
-    """
-    dumped = model.model_dump(mode="json")
-    dumped["replicas"] = {"cpus": model.replicas.cpus}
-    if isinstance(model, EmbedModel):
-        dumped["batcher"] = {"kind": model.batcher.kind}
-    return dumped
 
 
 def options(replicas: Replicas) -> dict[str, Any]:

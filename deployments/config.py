@@ -93,15 +93,24 @@ class GenerateModel(Section):
     replicas: Replicas = Replicas()
 
 
-class BatcherConfig(Section):
+class BatchLimits(Section):
+    """What may change while a model serves: Serve's ``user_config`` of its deployment."""
+
+    max_batch_size: int = Field(default=32, ge=1)
+    max_wait_s: float = Field(default=0.0, ge=0)
+    """How long a first request waits for company while the model is idle."""
+
+
+class BatcherConfig(BatchLimits):
     """Batching of a fixed-cost model. ``queue``: our priority queue, which takes all that
     waits when the previous batch ends; ``serve``: Ray Serve's ``@serve.batch``.
     """
 
     kind: Literal["queue", "serve"] = "queue"
-    max_batch_size: int = Field(default=32, ge=1)
-    max_wait_s: float = Field(default=0.0, ge=0)
-    """How long a first request waits for company while the model is idle."""
+
+    def limits(self) -> dict[str, float]:
+        """The part that may change in place."""
+        return self.model_dump(include=set(BatchLimits.model_fields))
 
 
 class EmbedModel(Section):

@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.config import BatcherConfig, EmbedModel, GatewayConfig, GenerateModel
+from deployments.config import BatchLimits, EmbedModel, GatewayConfig, GenerateModel
 from deployments.engines.batcher import Batcher, predict_each
 from deployments.engines.embeddings import Embedding, SentenceEncoder
 from deployments.engines.engine import Engine
@@ -72,7 +72,7 @@ class GeneratorReplica:
 class Batching(Protocol):
     """The two ways to batch a fixed-cost model, seen from a replica."""
 
-    def configure(self, config: BatcherConfig) -> None: ...
+    def configure(self, limits: BatchLimits) -> None: ...
 
     async def submit(
         self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
@@ -87,9 +87,9 @@ class ServeBatching:
         self._predictor = predictor
         self._emit = emit
 
-    def configure(self, config: BatcherConfig) -> None:
-        self._predict.set_max_batch_size(config.max_batch_size)
-        self._predict.set_batch_wait_timeout_s(config.max_wait_s)
+    def configure(self, limits: BatchLimits) -> None:
+        self._predict.set_max_batch_size(limits.max_batch_size)
+        self._predict.set_batch_wait_timeout_s(limits.max_wait_s)
 
     async def submit(
         self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
@@ -112,7 +112,7 @@ class ServeBatching:
 
 
 class EmbedderReplica:
-    """One sentence encoder behind a batcher; ``user_config`` is the ``BatcherConfig``."""
+    """One sentence encoder behind a batcher; ``user_config`` is its ``BatchLimits``."""
 
     def __init__(self, name: str, config: Mapping[str, Any]) -> None:
         model = EmbedModel.model_validate(config)
@@ -125,14 +125,14 @@ class EmbedderReplica:
             self._batching = ServeBatching(name, encoder, emit)
         else:
             self._batching = Batcher(
-                encoder, model=name, config=model.batcher, queue=model.queue, emit=emit
+                encoder, model=name, limits=model.batcher, queue=model.queue, emit=emit
             )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Batch size and wait change in place; no replica restarts."""
-        config = BatcherConfig.model_validate(user_config)
-        self._batch_size = config.max_batch_size
-        self._batching.configure(config)
+        """``BatchLimits`` change in place; no replica restarts."""
+        limits = BatchLimits.model_validate(user_config)
+        self._batch_size = limits.max_batch_size
+        self._batching.configure(limits)
 
     async def embed(
         self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None

@@ -19,7 +19,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from deployments.config import BatcherConfig, QueueConfig
+from deployments.config import BatchLimits, QueueConfig
 from deployments.engines.queue import Ticket, WaitingQueue
 from deployments.observability.events import (
     BatchFailed,
@@ -95,7 +95,7 @@ class Batcher:
         predictor: Predictor,
         *,
         model: str,
-        config: BatcherConfig,
+        limits: BatchLimits,
         queue: QueueConfig,
         emit: Emit = discard,
         clock: Callable[[], float] = time.monotonic,
@@ -103,7 +103,7 @@ class Batcher:
     ) -> None:
         self._predictor = predictor
         self._model = model
-        self._config = config
+        self._limits = limits
         self._queue: WaitingQueue[_Call] = WaitingQueue(queue.classes(), clock=clock)
         self._emit = emit
         self._clock = clock
@@ -153,9 +153,9 @@ class Batcher:
             raise outcome
         return outcome
 
-    def configure(self, config: BatcherConfig) -> None:
+    def configure(self, limits: BatchLimits) -> None:
         """Change batch size and wait; holds from the next batch on, and for a wait under way."""
-        self._config = config
+        self._limits = limits
         self._changed.set()
 
     async def close(self) -> None:
@@ -185,7 +185,7 @@ class Batcher:
     def _wake_pump(self) -> None:
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.create_task(self._pump(), context=Context())
-        elif len(self._queue) >= self._config.max_batch_size:
+        elif len(self._queue) >= self._limits.max_batch_size:
             self._changed.set()
 
     async def _pump(self) -> None:
@@ -197,8 +197,8 @@ class Batcher:
     async def _wait_for_company(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while not self._closed and 0 < len(self._queue) < self._config.max_batch_size:
-            patience = began + self._config.max_wait_s - loop.time()
+        while not self._closed and 0 < len(self._queue) < self._limits.max_batch_size:
+            patience = began + self._limits.max_wait_s - loop.time()
             if patience <= 0:
                 return
             self._changed.clear()
@@ -211,7 +211,7 @@ class Batcher:
     def _take_batch(self) -> list[Ticket[_Call]]:
         self._shed_expired()
         batch: list[Ticket[_Call]] = []
-        while len(batch) < self._config.max_batch_size and (ticket := self._queue.pop()):
+        while len(batch) < self._limits.max_batch_size and (ticket := self._queue.pop()):
             batch.append(ticket)
         return batch
 

@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from deployments.launcher import preflight
+from deployments.launcher import preflight, status
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 180.0
@@ -39,6 +37,13 @@ class Served:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    env: Mapping[str, str]
+
+    @property
+    def dashboard(self) -> status.Dashboard:
+        """Ray's, through which a running platform can be changed."""
+        port = self.env.get("FRONTIER_DASHBOARD_PORT", "8265")
+        return status.Dashboard(f"http://127.0.0.1:{port}", status.token(self.env))
 
     def processes(self) -> list[psutil.Process]:
         """Everything that was started for it, the launcher included."""
@@ -68,17 +73,18 @@ def serving(config: Path, *, env: Mapping[str, str] | None = None) -> Iterator[S
         NotServed: with what the launcher printed.
     """
     start = f". scripts/env.sh; exec {shlex.quote(sys.executable)} -m deployments.launcher"
+    environment = {**os.environ, **(env or {})}
     with TemporaryDirectory(prefix="frontier-served-") as folder:
         log = Path(folder) / "output.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["bash", "-c", f"{start} {shlex.quote(str(config.resolve()))}"],
                 cwd=REPOSITORY,
-                env={**os.environ, **(env or {})},
+                env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        served = Served(preflight.load(config).url, process, log)
+        served = Served(preflight.load(config).url, process, log, environment)
         try:
             _wait_until_ready(served)
             yield served
@@ -88,18 +94,10 @@ def serving(config: Path, *, env: Mapping[str, str] | None = None) -> Iterator[S
 
 def _wait_until_ready(served: Served) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _ready(served.url):
+    while not status.is_ready(served.url):
         if served.process.poll() is not None or time.monotonic() > deadline:
             raise NotServed(served.output())
         time.sleep(0.2)
-
-
-def _ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _stop(served: Served) -> None:

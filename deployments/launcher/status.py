@@ -84,11 +84,14 @@ class Dashboard:
 
         (`serve shutdown`, which is also what Ctrl-C does to `serve run`, cuts them.)
         """
-        nothing = {"applications": [], "http_options": {"host": host, "port": port}}
         try:
-            self._call("PUT", nothing)
+            self.deploy({"applications": [], "http_options": {"host": host, "port": port}})
         except OSError:
             return  # it went down just now
+
+    def deploy(self, document: Mapping[str, Any]) -> None:
+        """Make what is served what ``document``, a whole ``serve_config.yaml``, says."""
+        self._call("PUT", document)
 
     def _call(self, method: str, body: object = None) -> bytes:
         request = urllib.request.Request(

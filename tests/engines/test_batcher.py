@@ -117,7 +117,7 @@ class Bench:
         self.batcher = Batcher(
             self.model,
             model="doubler",
-            config=self.config,
+            limits=self.config,
             queue=self.queue,
             emit=self.events.append,
             clock=asyncio.get_running_loop().time,
@@ -529,7 +529,7 @@ async def test_with_a_real_thread_the_loop_stays_free_and_batches_never_overlap(
     batcher = Batcher(
         Sleeper(),
         model="sleeper",
-        config=BatcherConfig(max_batch_size=8),
+        limits=BatcherConfig(max_batch_size=8),
         queue=QueueConfig(),
         emit=events.append,
     )
