@@ -9,7 +9,11 @@ Pure Python decides (``scheduler``), torch computes (``runner``), and they meet 
 Text is made in this thread too: a stop string ends a sequence in the step that completes it.
 
 What goes wrong stays small: an exception in one sequence ends that sequence; a failing
-forward pass is told to every request in it, and the engine goes on.
+forward pass is told to every request in it, and the engine goes on. Should the thread itself
+fail, every request is told, new ones are refused, and ``alive`` is false.
+
+A slot that changes hands is clean, or the next owner would meet a NaN behind its mask: what
+no finite logits have vouched for is wiped.
 """
 
 from __future__ import annotations
@@ -26,12 +30,13 @@ import torch
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.admission import Limits, admit
 from deployments.engines.mailbox import Mailbox
+from deployments.engines.output import Output
 from deployments.engines.queue import WaitingQueue
 from deployments.engines.runner import Runner
-from deployments.engines.sampler import Drawn, SamplerState, sample
+from deployments.engines.sampler import Drawn, sample
 from deployments.engines.scheduler import Scheduler
 from deployments.engines.sequence import Call, Chunk, Sequence, Step
-from deployments.engines.text import TextCodec, TextStream
+from deployments.engines.text import TextCodec
 from deployments.observability.events import (
     BatchFailed,
     BatchRan,
@@ -41,16 +46,8 @@ from deployments.observability.events import (
     RequestStarted,
     discard,
 )
-from models.contracts import (
-    Delta,
-    FinishReason,
-    GenerateRequest,
-    Timings,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
-from models.errors import InternalError, PlatformError, Timeout, Unavailable
+from models.contracts import Delta, FinishReason, GenerateRequest, Timings, Usage
+from models.errors import InternalError, Overloaded, PlatformError, Timeout, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ class Engine:
         folder: config.json, safetensors and tokenizer.json.
         config: slots, context, step budget, dtype, device, threads.
         queue: the waiting room.
-        emit: told what happens, from the engine's thread.
+        emit: told what happens, from the engine's thread; of a full queue, from the caller's.
         clock: seconds, never running backwards.
 
     Raises:
@@ -101,7 +98,7 @@ class Engine:
             step_tokens=config.step_tokens,
             clock=clock,
         )
-        self._outputs: dict[Sequence, _Output] = {}
+        self._outputs: dict[Sequence, Output] = {}
         self._mailboxes: dict[Call, Mailbox] = {}
         self._posts: list[tuple[Mailbox, Delta | PlatformError]] = []
         self._state: EngineState | None = None
@@ -158,16 +155,16 @@ class Engine:
     # --- called from asyncio ------------------------------------------------------------
 
     def _submit(self, call: Call, mailbox: Mailbox) -> None:
-        with self._lock:
-            if self._closing or not self.alive:
-                raise Unavailable(f"The engine of {self.name} is stopping; retry.", retry_after=1)
-            try:
+        try:
+            with self._lock:
+                if self._closing:
+                    raise Unavailable(f"The engine of {self.name} is stopping.", retry_after=1)
                 self._scheduler.add(call)
-            except PlatformError:
-                self._shed(call, "full")
-                raise
-            self._mailboxes[call] = mailbox
-            self._lock.notify()
+                self._mailboxes[call] = mailbox
+                self._lock.notify()
+        except Overloaded:
+            self._shed(call, "full")
+            raise
 
     def _cancel(self, call: Call) -> None:
         with self._lock:
@@ -180,18 +177,26 @@ class Engine:
         # OpenMP keeps the number of threads per thread, so it is set where the work is done.
         if self._config.threads is not None:
             torch.set_num_threads(self._config.threads)
-        while True:
-            with self._lock:
-                while not (self._closing or self._cancelled) and self._scheduler.idle:
-                    self._lock.wait()
-                if self._closing:
-                    break
-                step = self._schedule()
-            if step is not None:
-                self._run(step)
-            self._post()
-            self._report_state()
-        self._refuse_all()
+        try:
+            while not self._closing:
+                self._turn()
+        except Exception:
+            logger.exception("the engine of %s failed and stops", self.name)
+        finally:
+            self._refuse_all()
+
+    def _turn(self) -> None:
+        """Wait for work, do one step of it, and tell."""
+        with self._lock:
+            while not (self._closing or self._cancelled) and self._scheduler.idle:
+                self._lock.wait()
+            if self._closing:
+                return
+            step = self._schedule()
+        if step is not None:
+            self._run(step)
+        self._post()
+        self._report_state()
 
     def _schedule(self) -> Step | None:
         """Let go who left or is late; then the next step. Holds the lock."""
@@ -217,14 +222,8 @@ class Engine:
 
     def _start(self, call: Call) -> None:
         assert call.started is not None
-        sampling = call.request.sampling
         for sequence in call.sequences:
-            self._outputs[sequence] = _Output(
-                sampler=SamplerState.start(sampling, call.prompt, sequence.index),
-                text=TextStream(self._codec.decode, sampling.stop),
-                stop_tokens=frozenset(sampling.stop_token_ids)
-                | (frozenset() if sampling.ignore_eos else self._eos),
-            )
+            self._outputs[sequence] = Output(sequence, self._codec, self._eos)
         self._emit(
             RequestStarted(
                 model=self.name,
@@ -259,11 +258,12 @@ class Engine:
         """Take one drawn token into its sequence. Its failure is its own."""
         sequence = chunk.sequence
         call = sequence.call
+        if drawn.token is None:
+            self._runner.wipe(chunk.slot, sequence.computed)
         if sequence.finished:  # a sibling's failure ended the whole call in this very step
             return
         try:
             if drawn.token is None:
-                self._runner.wipe(chunk.slot, len(sequence.tokens))
                 raise InternalError("The model gave logits that are not finite numbers.")
             if call.first_token is None:
                 call.first_token = self._clock()
@@ -284,36 +284,23 @@ class Engine:
         """Add a token; the delta to send now, if any."""
         output = self._outputs[sequence]
         sequence.tokens.append(token)
-        output.sampler.drew(token)
-        output.tokens.append(token)
-        if drawn.logprob is not None:
-            output.logprobs.append(self._logprob(drawn, token))
-        if token in output.stop_tokens:
-            output.pieces.append(output.text.finish())
-            return self._finish(sequence, output, FinishReason.STOP)
-        output.pieces.append(output.text.push(token))
-        if output.text.stopped:
+        if output.add(token, drawn):
             return self._finish(sequence, output, FinishReason.STOP)
         if sequence.generated >= sequence.max_tokens:
-            output.pieces.append(output.text.finish())
             return self._finish(sequence, output, FinishReason.LENGTH)
-        return output.delta(sequence.index) if sequence.call.request.stream else None
+        return output.delta() if sequence.call.request.stream else None
 
-    def _finish(self, sequence: Sequence, output: _Output, reason: FinishReason) -> Delta:
+    def _finish(self, sequence: Sequence, output: Output, reason: FinishReason) -> Delta:
         self._scheduler.finish(sequence)
         call = sequence.call
         if not call.done:
-            return output.delta(sequence.index, finish_reason=reason)
-        return output.delta(
-            sequence.index,
-            finish_reason=reason,
-            usage=Usage(
-                prompt_tokens=len(call.prompt),
-                completion_tokens=sum(s.generated for s in call.sequences),
-                cached_tokens=call.cached_tokens,
-            ),
-            timings=self._timings(call),
+            return output.delta(reason)
+        usage = Usage(
+            prompt_tokens=len(call.prompt),
+            completion_tokens=sum(s.generated for s in call.sequences),
+            cached_tokens=call.cached_tokens,
         )
+        return output.delta(reason, usage, self._timings(call))
 
     def _timings(self, call: Call) -> Timings:
         now = self._clock()
@@ -325,18 +312,6 @@ class Engine:
             ttft_s=call.first_token - call.arrived,
             decode_s=now - call.first_token,
             total_s=now - call.arrived,
-        )
-
-    def _logprob(self, drawn: Drawn, token: int) -> TokenLogprob:
-        assert drawn.logprob is not None
-        return TokenLogprob(
-            token_id=token,
-            token=self._codec.token(token),
-            logprob=drawn.logprob,
-            top=tuple(
-                TopLogprob(token_id=i, token=self._codec.token(i), logprob=value)
-                for i, value in drawn.top
-            ),
         )
 
     def _fail_step(self, step: Step, error: Exception) -> None:
@@ -357,6 +332,9 @@ class Engine:
 
     def _drop(self, call: Call, shed: str | None) -> None:
         """Forget a call; its slots are free."""
+        for sequence in call.sequences:
+            if sequence.slot is not None and not sequence.generated:  # no logits seen so far
+                self._runner.wipe(sequence.slot, sequence.computed)
         self._scheduler.cancel(call)
         self._mailboxes.pop(call, None)
         for sequence in call.sequences:
@@ -388,9 +366,10 @@ class Engine:
 
     def _refuse_all(self) -> None:
         with self._lock:
-            for call, mailbox in list(self._mailboxes.items()):
-                self._posts.append((mailbox, Unavailable("The engine is stopping; retry.")))
-                self._drop(call, None)
+            self._closing = True
+            gone = Unavailable(f"The engine of {self.name} is stopping; retry.", retry_after=1)
+            self._posts += [(mailbox, gone) for mailbox in self._mailboxes.values()]
+            self._mailboxes.clear()
         self._post()
 
     def check_integrity(self) -> None:
@@ -402,45 +381,6 @@ class Engine:
                 assert sequence.call in self._mailboxes
             if self._scheduler.idle:
                 assert not self._outputs
-
-
-class _Output:
-    """What one sequence has made and not yet sent."""
-
-    __slots__ = ("logprobs", "pieces", "sampler", "stop_tokens", "text", "tokens")
-
-    def __init__(
-        self, *, sampler: SamplerState, text: TextStream, stop_tokens: frozenset[int]
-    ) -> None:
-        self.sampler = sampler
-        self.text = text
-        self.stop_tokens = stop_tokens
-        self.tokens: list[int] = []
-        self.pieces: list[str] = []
-        self.logprobs: list[TokenLogprob] = []
-
-    def delta(
-        self,
-        index: int,
-        *,
-        finish_reason: FinishReason | None = None,
-        usage: Usage | None = None,
-        timings: Timings | None = None,
-    ) -> Delta:
-        """Everything new, as one message."""
-        delta = Delta(
-            index=index,
-            text="".join(self.pieces),
-            token_ids=tuple(self.tokens),
-            logprobs=tuple(self.logprobs) if self.sampler.sampling.logprobs is not None else None,
-            finish_reason=finish_reason,
-            usage=usage,
-            timings=timings,
-        )
-        self.tokens.clear()
-        self.pieces.clear()
-        self.logprobs.clear()
-        return delta
 
 
 def _eos_ids(runner: Runner) -> list[int]:

@@ -1,0 +1,77 @@
+"""What one sequence has made and not yet sent: tokens, their log-probabilities, their text."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from deployments.engines.sampler import Drawn, SamplerState
+from deployments.engines.sequence import Sequence
+from deployments.engines.text import TextCodec, TextStream
+from models.contracts import Delta, FinishReason, Timings, TokenLogprob, TopLogprob, Usage
+
+
+class Output:
+    """From drawn tokens to deltas.
+
+    Args:
+        sequence: whose tokens they are.
+        codec: gives their text.
+        eos: tokens with which the model itself ends.
+    """
+
+    def __init__(self, sequence: Sequence, codec: TextCodec, eos: Set[int]) -> None:
+        sampling = sequence.call.request.sampling
+        self.sampler = SamplerState.start(sampling, sequence.call.prompt, sequence.index)
+        self._index = sequence.index
+        self._codec = codec
+        self._text = TextStream(codec.decode, sampling.stop)
+        self._stop_tokens = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos)}
+        self._wants_logprobs = sampling.logprobs is not None
+        self._tokens: list[int] = []
+        self._pieces: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, token: int, drawn: Drawn) -> bool:
+        """Take in what was drawn. True if the sequence ends with it."""
+        self.sampler.drew(token)
+        self._tokens.append(token)
+        if drawn.logprob is not None:
+            self._logprobs.append(self._logprob(token, drawn.logprob, drawn.top))
+        if token in self._stop_tokens:
+            return True
+        self._pieces.append(self._text.push(token))
+        return self._text.stopped
+
+    def delta(
+        self,
+        finish_reason: FinishReason | None = None,
+        usage: Usage | None = None,
+        timings: Timings | None = None,
+    ) -> Delta:
+        """Everything new, as one message."""
+        if finish_reason is not None:
+            self._pieces.append(self._text.finish())
+        delta = Delta(
+            index=self._index,
+            text="".join(self._pieces),
+            token_ids=tuple(self._tokens),
+            logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            finish_reason=finish_reason,
+            usage=usage,
+            timings=timings,
+        )
+        self._tokens.clear()
+        self._pieces.clear()
+        self._logprobs.clear()
+        return delta
+
+    def _logprob(
+        self, token: int, logprob: float, top: tuple[tuple[int, float], ...]
+    ) -> TokenLogprob:
+        shown = self._codec.token
+        return TokenLogprob(
+            token_id=token,
+            token=shown(token),
+            logprob=logprob,
+            top=tuple(TopLogprob(token_id=i, token=shown(i), logprob=value) for i, value in top),
+        )
