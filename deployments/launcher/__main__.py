@@ -28,7 +28,10 @@ class Failed(PlatformError):
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except OSError:  # the terminal was closed; that must not keep us from stopping in order
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @dataclass(slots=True)

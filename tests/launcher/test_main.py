@@ -1,0 +1,55 @@
+"""What the launcher says; what it does is in tests/cluster/test_newcomer.py."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments.launcher.__main__ import greeting, main, say
+from deployments.launcher.preflight import load
+
+ROOT = Path(__file__).parents[2]
+ENV = {
+    "FRONTIER_DASHBOARD_PORT": "8265",
+    "FRONTIER_METRICS_PORT": "9464",
+    "FRONTIER_LOGS": ".cache/logs",
+}
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_closed_terminal_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    say("stopping")
+    say("stopped")
+    sys.stdout.close()
+
+
+def test_the_greeting_has_every_address_and_a_first_request() -> None:
+    said = greeting(load(ROOT / "serve_config.yaml"), ENV)
+    for expected in ("http://localhost:8000", ":8265", ":9464/metrics", '"model":"smollm2"'):
+        assert expected in said
+    assert "token" not in said
+    assert "get-auth-token" in greeting(
+        load(ROOT / "serve_config.yaml"), ENV | {"RAY_AUTH_MODE": "token"}
+    )
+
+
+def test_a_wrong_configuration_is_said_line_by_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "wrong.yaml"
+    config.write_text("applications: [{import_path: 'deployments.app:build', args: {}}]")
+    assert main([str(config)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(line.startswith("error: ") for line in printed.err.splitlines())
+    assert "models" in printed.err
