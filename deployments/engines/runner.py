@@ -101,6 +101,7 @@ class Runner:
         ).logits[0]
         return logits[: len(last)], tuple(c for c in chunks if c.samples)
 
+    @torch.inference_mode()
     def wipe(self, slot: int, length: int) -> None:
         """Remove what a failed sequence left in its slot."""
         self.cache.wipe(slot, length)

@@ -74,6 +74,7 @@ class SamplerState:
         return self.sampling.top_k > 0 or self.sampling.top_p < 1 or self.sampling.min_p > 0
 
 
+@torch.inference_mode()
 def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
     """Draw one token a row; what a row gets depends on no other row.
 
