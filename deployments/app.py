@@ -24,25 +24,16 @@ def build(args: Mapping[str, Any]) -> Application:
         ConfigError: naming the key, the value and what was expected.
     """
     config = parse(args)
-    generators: dict[str, tuple[Application, int | None]] = {}
-    embedders: dict[str, Application] = {}
+    models: dict[str, Application] = {}
     for name, model in config.models.items():
-        match model:
-            case GenerateModel():
-                deployment = serve.deployment(GeneratorReplica, name=name)
-                bound = deployment.options(**options(model.replicas)).bind(
-                    name, model.model_dump(mode="json")
-                )
-                generators[name] = (bound, model.engine.context)
-            case EmbedModel():
-                deployment = serve.deployment(EmbedderReplica, name=name).options(
-                    user_config=model.batcher.limits(), **options(model.replicas)
-                )
-                embedders[name] = deployment.bind(name, model.model_dump(mode="json"))
+        shell = GeneratorReplica if isinstance(model, GenerateModel) else EmbedderReplica
+        deployment = serve.deployment(shell, name=name).options(**options(model.replicas))
+        if isinstance(model, EmbedModel):
+            deployment = deployment.options(user_config=model.batcher.limits())
+        models[name] = deployment.bind(name, model.model_dump(mode="json"))
     ingress = serve.deployment(serve.ingress()(GatewayReplica), name="gateway")
-    return ingress.options(**options(config.gateway.replicas)).bind(
-        config.gateway.model_dump(mode="json"), generators, embedders
-    )
+    ingress = ingress.options(**options(config.gateway.replicas))
+    return ingress.bind(config.model_dump(mode="json"), models)
 
 
 def options(replicas: Replicas) -> dict[str, Any]:

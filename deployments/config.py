@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from models.contracts import Priority
 from models.errors import ConfigError
 
+ModelName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Also the name of a deployment, in logs, metrics and on the dashboard."""
 PositiveSeconds: TypeAlias = Annotated[float, Field(gt=0)]
 
 
@@ -82,6 +84,17 @@ class EngineConfig(Section):
     """The largest ``n``."""
 
 
+class SamplingDefaults(Section):
+    """How a model draws where a request does not say; a small model needs a steadier hand."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+
+
 class GenerateModel(Section):
     """A chat or completion model."""
 
@@ -89,6 +102,7 @@ class GenerateModel(Section):
     source: str
     sha256: str | None = None
     engine: EngineConfig = EngineConfig()
+    sampling: SamplingDefaults = SamplingDefaults()
     queue: QueueConfig = QueueConfig()
     replicas: Replicas = Replicas()
 
@@ -152,8 +166,14 @@ class GatewayConfig(Section):
 
 
 class PlatformConfig(Section):
-    models: dict[str, ModelConfig] = Field(min_length=1)
+    models: dict[ModelName, ModelConfig] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> PlatformConfig:
+        if "gateway" in self.models:
+            raise ValueError("a model cannot be named 'gateway': the gateway's deployment is")
+        return self
 
 
 def parse(args: object) -> PlatformConfig:

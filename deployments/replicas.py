@@ -1,7 +1,9 @@
 """Thin shells: each puts one engine into a Serve replica and does nothing of its own.
 
-Plain classes; ``app.py`` makes deployments of them. In throughput mode their code runs on
-the replica's only event loop, so nothing here may block; torch runs in the engines' threads.
+Plain classes; ``app.py`` makes deployments of them. Engines are imported where they are
+made: a gateway, and whoever builds the application, has no use for torch. In throughput
+mode this code runs on the replica's only event loop, so nothing here may block; torch runs
+in the engines' threads.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +20,26 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.config import BatchLimits, EmbedModel, GatewayConfig, GenerateModel
+from deployments.config import (
+    BatchLimits,
+    EmbedModel,
+    GenerateModel,
+    ModelConfig,
+    PlatformConfig,
+)
 from deployments.engines.batcher import Batcher, predict_each
-from deployments.engines.embeddings import Embedding, SentenceEncoder
-from deployments.engines.engine import Engine
 from deployments.gateway.app import create_app
 from deployments.gateway.services import ServedModel, Services
 from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
 from deployments.observability.events import BatchRan, Emit, fan_out
 from deployments.remote import RemoteEmbedder, RemoteGenerator, readiness
-from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority
+from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
 from models.errors import InvalidInput, PlatformError, Timeout
 from models.sources import fetch
+
+if TYPE_CHECKING:
+    from deployments.engines.embeddings import Embedding
 
 
 def _observers() -> Emit:
@@ -44,6 +53,8 @@ class GeneratorReplica:
     """One engine."""
 
     def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        from deployments.engines.engine import Engine
+
         model = GenerateModel.model_validate(config)
         folder = fetch(model.source, sha256=model.sha256)
         threads = model.engine.threads or max(1, math.floor(model.replicas.cpus))
@@ -115,6 +126,8 @@ class EmbedderReplica:
     """One sentence encoder behind a batcher; ``user_config`` is its ``BatchLimits``."""
 
     def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        from deployments.engines.embeddings import SentenceEncoder
+
         model = EmbedModel.model_validate(config)
         folder = fetch(model.source, sha256=model.sha256)
         encoder = SentenceEncoder(folder, max_tokens=model.max_tokens, threads=model.threads)
@@ -180,48 +193,38 @@ class EmbedderReplica:
 
 
 class GatewayReplica:
-    """One gateway, with a handle to every model."""
+    """One gateway, with a handle to every model of the configuration."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        generators: Mapping[str, tuple[DeploymentHandle, int | None]],
-        embedders: Mapping[str, DeploymentHandle],
-    ) -> None:
-        self._config = GatewayConfig.model_validate(config)
-        self._generators = generators
-        self._embedders = embedders
+    def __init__(self, config: Mapping[str, Any], handles: Mapping[str, DeploymentHandle]) -> None:
+        self._config = PlatformConfig.model_validate(config)
+        self._handles = handles
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
-        retries = self._config.start_retries
-        served = [
-            ServedModel(
-                name=name,
-                task="generate",
-                created=started,
-                generator=RemoteGenerator(name, handle, retries=retries),
-                context=context,
-            )
-            for name, (handle, context) in self._generators.items()
-        ]
-        served += [
-            ServedModel(
-                name=name,
-                task="embed",
-                created=started,
-                embedder=RemoteEmbedder(name, handle, retries=retries),
-            )
-            for name, handle in self._embedders.items()
-        ]
-        handles = {name: handle for name, (handle, _) in self._generators.items()}
-        handles.update(self._embedders)
+        models = {
+            name: self._served(name, model, started) for name, model in self._config.models.items()
+        }
         return create_app(
             Services(
-                models={model.name: model for model in served},
-                config=self._config,
+                models=models,
+                config=self._config.gateway,
                 emit=_observers(),
-                ready=lambda: readiness(handles),
+                ready=lambda: readiness(self._handles),
                 metrics=ClusterMetrics(ray_metrics.node_endpoints).exposition,
             )
+        )
+
+    def _served(self, name: str, model: ModelConfig, created: int) -> ServedModel:
+        handle = self._handles[name]
+        retries = self._config.gateway.start_retries
+        if isinstance(model, EmbedModel):
+            embedder = RemoteEmbedder(name, handle, retries=retries)
+            return ServedModel(name=name, task="embed", created=created, embedder=embedder)
+        return ServedModel(
+            name=name,
+            task="generate",
+            created=created,
+            generator=RemoteGenerator(name, handle, retries=retries),
+            sampling=Sampling(**model.sampling.model_dump()),
+            context=model.engine.context,
         )

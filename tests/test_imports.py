@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -131,3 +132,9 @@ def late():
     assert set(imports(source, ("x", "y"))) == {
         *("typing.TYPE_CHECKING", "a.b", "x.y.c", "x.d.e", "x.y.f.g.h", "i")
     }
+
+
+def test_a_gateway_and_a_builder_do_without_torch() -> None:
+    """The table above sees direct imports; this sees what they lead to."""
+    code = "import sys, deployments.app; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

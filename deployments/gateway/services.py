@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
-from models.contracts import Generator, Priority
+from models.contracts import Generator, Priority, Sampling
 from models.errors import InvalidInput, NotFound
 
 
@@ -46,6 +46,8 @@ class ServedModel:
     """Unix seconds."""
     generator: Generator | None = None
     embedder: Embedder | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    """What holds for whatever a request leaves open."""
     context: int | None = None
     """Tokens of prompt and output together, where the model has such a limit."""
     owned_by: str = "frontier-run"

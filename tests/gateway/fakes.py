@@ -14,6 +14,7 @@ from models.contracts import (
     FinishReason,
     GenerateRequest,
     Priority,
+    Sampling,
     Timings,
     TokenLogprob,
     TopLogprob,
@@ -136,6 +137,8 @@ class World:
     embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
     recorder: Recorder = field(default_factory=Recorder)
     config: GatewayConfig = field(default_factory=GatewayConfig)
+    sampling: Sampling = field(default_factory=Sampling)
+    """The defaults of ``smollm2``."""
     readiness: Mapping[str, bool | str] = field(default_factory=lambda: {"smollm2": True})
     metrics_text: bytes = b"# HELP up x\nup 1\n"
 
@@ -146,6 +149,7 @@ class World:
                     name="smollm2",
                     task="generate",
                     generator=self.generator,
+                    sampling=self.sampling,
                     created=1_700_000_000,
                     context=2048,
                 ),

@@ -5,8 +5,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.contracts import Prompt
+from deployments.gateway.app import create_app
+from models.contracts import Prompt, Sampling
 from models.errors import Overloaded
+from tests.gateway.asgi import BASE
 from tests.gateway.contract import chunks, data_lines
 from tests.gateway.fakes import World
 
@@ -80,6 +82,18 @@ async def test_the_length_is_16_unless_told(client: httpx.AsyncClient, world: Wo
     await client.post(PATH, json=asking())
     await client.post(PATH, json=asking(max_tokens=3))
     assert [r.sampling.max_tokens for r in world.generator.requests] == [16, 3]
+
+
+async def test_what_a_request_leaves_open_is_as_the_model_has_it(world: World) -> None:
+    world.sampling = Sampling(temperature=0.2, top_p=0.9, max_tokens=5)
+    transport = httpx.ASGITransport(create_app(world.services()))
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+        await client.post(PATH, json=asking())
+        await client.post(PATH, json=asking(temperature=0.7, max_tokens=3))
+        await client.post("/v1/infer", json={"model": "smollm2", "prompt": "Hi"})
+    samplings = [request.sampling for request in world.generator.requests]
+    drawn = [(s.temperature, s.top_p, s.max_tokens) for s in samplings]
+    assert drawn == [(0.2, 0.9, 5), (0.7, 0.9, 3), (0.2, 0.9, 5)]
 
 
 @pytest.mark.parametrize("stream", [False, True])

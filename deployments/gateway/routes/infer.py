@@ -49,7 +49,7 @@ def start(
         exchange,
         model=request.model,
         prompts=[request.as_prompt],
-        sampling=request.params.sampling(),
+        sampling=request.params.sampling(services.model(request.model).sampling),
         stream=stream,
         priority=request.priority,
     )

@@ -47,7 +47,7 @@ async def create(services: Services, call: Call[CompletionRequest]) -> ASGIApp:
         exchange,
         model=request.model,
         prompts=request.prompts,
-        sampling=request.as_sampling(),
+        sampling=request.as_sampling(services.model(request.model).sampling),
         n=request.choices,
         stream=stream,
         priority=request.waiting_room,

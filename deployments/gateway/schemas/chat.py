@@ -66,7 +66,7 @@ class ChatRequest(GenerateFields, HarmlessFields):
     def conversation(self) -> tuple[ChatMessage, ...]:
         return tuple([message.as_contract() for message in self.messages])
 
-    def as_sampling(self) -> Sampling:
+    def as_sampling(self, defaults: Sampling) -> Sampling:
         """The sampling fields, with OpenAI's two names for the length and two for logprobs.
 
         Raises:
@@ -84,7 +84,8 @@ class ChatRequest(GenerateFields, HarmlessFields):
                 param="max_completion_tokens",
             )
         return self.sampling(
-            max_tokens=length or self.max_tokens,
+            defaults,
+            max_tokens=length or self.max_tokens or defaults.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 

@@ -75,9 +75,11 @@ class CompletionRequest(GenerateFields):
             )
         return prompts
 
-    def as_sampling(self) -> Sampling:
+    def as_sampling(self, defaults: Sampling) -> Sampling:
         return self.sampling(
-            max_tokens=self.max_tokens or DEFAULT_MAX_TOKENS, logprobs=self.logprobs
+            defaults,
+            max_tokens=self.max_tokens or defaults.max_tokens or DEFAULT_MAX_TOKENS,
+            logprobs=self.logprobs,
         )
 
 

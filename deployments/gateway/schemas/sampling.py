@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, TypeAlias
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
@@ -20,7 +21,7 @@ Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 
 
 class SamplingFields(Strict):
-    """Null means the default, as with OpenAI."""
+    """Null means the model's default, which its entry in the configuration may set."""
 
     max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -53,9 +54,14 @@ class SamplingFields(Strict):
     )
     """Fields that mean the same, under the same name, in ``Sampling``."""
 
-    def sampling(self, **overrides: object) -> Sampling:
-        """The contract's form; ``overrides`` are fields that the protocol words differently."""
-        given = {
+    def sampling(self, defaults: Sampling, **overrides: object) -> Sampling:
+        """The contract's form.
+
+        Args:
+            defaults: the model's, for what the client leaves open.
+            overrides: fields that the protocol words differently.
+        """
+        given: dict[str, Any] = {
             name: value
             for name in self.model_fields_set & self.PASSED_ON
             if (value := getattr(self, name)) is not None
@@ -64,4 +70,4 @@ class SamplingFields(Strict):
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stop_token_ids:
             given["stop_token_ids"] = tuple(self.stop_token_ids)
-        return Sampling(**{**given, **overrides})
+        return replace(defaults, **{**given, **overrides})
