@@ -12,6 +12,9 @@ export RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
 # least. Ray's default of 30 s makes each stop on a laptop that long; cluster.yaml keeps it.
 export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-1}"
 
+# Ray runs its workers as background work (nice 15). Replicas answer people.
+export RAY_worker_niceness="${RAY_worker_niceness:-0}"
+
 # Who may submit jobs and open the dashboard: holders of ~/.ray/auth_token. Ray listens on
 # every interface, on a laptop too: `disabled` lets anyone who reaches it run code.
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
