@@ -193,6 +193,7 @@ class Engine:
             if self._closing:
                 return
             step = self._schedule()
+        self._post()  # whoever is late need not wait for a step that is not theirs
         if step is not None:
             self._run(step)
         self._post()
@@ -381,6 +382,7 @@ class Engine:
                 assert sequence.call in self._mailboxes
             if self._scheduler.idle:
                 assert not self._outputs
+                assert not self._mailboxes
 
 
 def _eos_ids(runner: Runner) -> list[int]:
