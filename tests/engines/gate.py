@@ -11,7 +11,7 @@ import torch
 from deployments.engines.engine import Engine
 
 POISON = 299
-"""A token that, when told so, the model turns into NaN."""
+"""A token of which a poisoned model makes NaN."""
 
 
 class Gate:
@@ -56,10 +56,13 @@ class Failure:
             raise RuntimeError("the device is on fire")
 
 
-def poison(engine: Engine) -> None:
-    """From now on the model computes NaN from ``POISON`` and whatever attends to it."""
+class Poison:
+    """Makes the model compute NaN from ``POISON``, or while ``everywhere`` from any token."""
 
-    def spoil(_: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        return out.masked_fill((inputs[0] == POISON)[..., None], torch.nan)
+    def __init__(self, engine: Engine) -> None:
+        self.everywhere = False
+        engine._runner.model.get_input_embeddings().register_forward_hook(self._spoil)
 
-    engine._runner.model.get_input_embeddings().register_forward_hook(spoil)
+    def _spoil(self, _: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        bad = (inputs[0] == POISON) | self.everywhere
+        return out.masked_fill(bad[..., None], torch.nan)

@@ -36,7 +36,7 @@ from models.errors import (
     Unavailable,
 )
 from models.sources import fetch
-from tests.engines.gate import POISON, Failure, Gate, poison
+from tests.engines.gate import POISON, Failure, Gate, Poison
 from tests.engines.reference import Reference, with_many_eos
 from tests.tiny_models import CONFIGS, CONTEXT
 
@@ -355,7 +355,7 @@ async def test_a_failing_step_is_told_to_its_requests_and_the_engine_goes_on(
     events: list[Event] = []
     config = EngineConfig(slots=2, step_tokens=16, dtype="float64", threads=1)
     engine = start(llama, config, emit=events.append)
-    poison(engine)  # so that what the failing pass leaves behind is NaN
+    Poison(engine)  # so that what the failing pass leaves behind is NaN
     gate, failure = Gate(engine), Failure(engine)
     decodes = asyncio.create_task(answer(engine, request()))
     await gate.entered()
@@ -376,12 +376,13 @@ async def test_a_failing_step_is_told_to_its_requests_and_the_engine_goes_on(
     assert "on fire" in failed[0].error
     assert "step with 2 requests failed" in caplog.text
     await idle(engine)
-    await beside_long_neighbours(engine, reference)
+    await beside_long_neighbours(engine, reference, long_slot=0)
 
 
-async def beside_long_neighbours(engine: Engine, reference: Reference) -> None:
+async def beside_long_neighbours(engine: Engine, reference: Reference, long_slot: int) -> None:
     """Short answers whose decode batch spans what former owners of their slots have left."""
-    crowd = [request(LONG), *(request((i,), greedy(20)) for i in range(1, 8))]
+    crowd = [request((i,), greedy(20)) for i in range(1, 8)]
+    crowd.insert(long_slot, request(LONG))
     for what, got in zip(
         crowd, await asyncio.gather(*(answer(engine, w) for w in crowd)), strict=True
     ):
@@ -393,7 +394,7 @@ async def test_logits_that_are_not_finite_end_their_own_request(
     n: int, llama: Path, start: Start, reference: Reference
 ) -> None:
     engine = start(llama)
-    poison(engine)
+    Poison(engine)
     dies_decoding = greedy(20, logit_bias={POISON: 100.0})  # every choice draws it at once
     good = [request(LONG, greedy(30)), request((5,), greedy(30))]
     bad = [request((*LONG[:40], POISON), n=n), request(LONG[:50], dies_decoding, n=n)]
@@ -407,14 +408,30 @@ async def test_logits_that_are_not_finite_end_their_own_request(
         assert isinstance(got, InternalError)
         assert "not finite" in got.message
     await idle(engine)
-    await beside_long_neighbours(engine, reference)
+    await beside_long_neighbours(engine, reference, long_slot=1)
+
+
+async def test_choices_that_fail_in_the_same_step_leave_no_nan_behind(
+    llama: Path, start: Start, reference: Reference
+) -> None:
+    engine = start(llama, EngineConfig(slots=4, step_tokens=64, dtype="float64", threads=1))
+    poison, gate = Poison(engine), Gate(engine)
+    task = asyncio.create_task(answer(engine, request(LONG, n=4)))
+    await gate.entered()
+    await gate.steps(3)  # all four decode
+    poison.everywhere = True
+    gate.open()
+    with pytest.raises(InternalError, match="not finite"):
+        await task
+    poison.everywhere = False
+    await beside_long_neighbours(engine, reference, long_slot=0)
 
 
 async def test_a_client_that_leaves_before_a_nan_was_seen(
     llama: Path, start: Start, reference: Reference
 ) -> None:
     engine = start(llama)
-    poison(engine)
+    Poison(engine)
     gate = Gate(engine)
     prompt = (*LONG[:10], POISON, *LONG[10:])
     task = asyncio.create_task(answer(engine, request(prompt)))
@@ -424,7 +441,7 @@ async def test_a_client_that_leaves_before_a_nan_was_seen(
     await asyncio.wait([task])
     gate.open()
     await idle(engine)
-    await beside_long_neighbours(engine, reference)
+    await beside_long_neighbours(engine, reference, long_slot=1)
 
 
 # --- leaving ------------------------------------------------------------------------------
