@@ -17,13 +17,12 @@ token has reached are never touched and take no memory.
 
 from __future__ import annotations
 
+import math
+import mmap
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Cache
-
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
@@ -85,7 +84,9 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
     def _allocate(self, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, head_dim = states.shape
         shape = (self.slots, self._context, heads, head_dim)
-        if states.device.type == "cpu" and states.dtype in _NUMPY:
-            # calloc: the kernel hands out zero pages as they are touched, torch.zeros at once
-            return torch.from_numpy(np.zeros(shape, dtype=_NUMPY[states.dtype]))
+        if states.device.type == "cpu":
+            # The kernel gives such pages one by one as they are touched; torch.zeros would
+            # touch all, and numpy asks for huge ones, of which a few tokens fill none.
+            pages = mmap.mmap(-1, math.prod(shape) * states.element_size())
+            return torch.frombuffer(pages, dtype=states.dtype).view(shape)
         return torch.zeros(shape, dtype=states.dtype, device=states.device)

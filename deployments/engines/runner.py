@@ -46,6 +46,7 @@ class Runner:
             self.close()
             raise
         pack_linears(self.model)
+        _let_go_of_file(self.model)
 
     def attach(self) -> None:
         """Exchange the model's attention for that over the slots."""
@@ -145,3 +146,10 @@ def _context(model: PreTrainedModel, asked: int | None, folder: Path) -> int:
             f" compute; set engine.context to at most {block} (it is {context})."
         )
     return context
+
+
+def _let_go_of_file(model: PreTrainedModel) -> None:
+    """Copy what is left of the weight file, so that its mapping, packed layers and all, can go."""
+    if model.device.type == "cpu":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()

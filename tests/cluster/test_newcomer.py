@@ -13,6 +13,7 @@ import pytest
 
 from deployments.launcher.background import Served, serving
 from tests import documents
+from tests.cluster.conftest import metric, wait_until
 from tests.documents import ROOT, Block
 
 pytestmark = [
@@ -55,6 +56,39 @@ def test_embeddings_have_their_size(platform: Served) -> None:
     body = {"model": "minilm", "input": ["one", "two"]}
     answer = httpx.post(f"{platform.url}/v1/embeddings", json=body, timeout=60)
     assert [len(item["embedding"]) for item in answer.json()["data"]] == [384, 384]
+
+
+def test_metrics_tell_of_gateway_and_engine(platform: Served) -> None:
+    body = {"model": "smollm2", "prompt": "One, two,", "max_tokens": 8, "ignore_eos": True}
+    httpx.post(f"{platform.url}/v1/completions", json=body, timeout=60).raise_for_status()
+
+    def told() -> bool:
+        return all(
+            metric(platform, f"frontier_{name}", model="smollm2") > 0
+            for name in (
+                "requests_total",
+                "request_duration_seconds_count",
+                "time_to_first_token_seconds_count",
+                "time_per_output_token_seconds_count",
+                "queue_wait_seconds_count",
+                "batch_size_count",
+                "completion_tokens_total",
+            )
+        )
+
+    wait_until(told, timeout_s=15, what="every kind of measurement")
+    assert metric(platform, "frontier_running_sequences", model="smollm2") == 0
+    assert metric(platform, "frontier_queue_depth", model="smollm2") == 0
+
+
+def test_the_dashboard_shows_the_application(platform: Served) -> None:
+    application = (platform.dashboard.applications() or {})["frontier-run"]
+    assert application["status"] == "RUNNING"
+    assert {name: d["status"] for name, d in application["deployments"].items()} == {
+        "gateway": "HEALTHY",
+        "smollm2": "HEALTHY",
+        "minilm": "HEALTHY",
+    }
 
 
 @pytest.mark.parametrize("block", documents.marked("served"), ids=str)
