@@ -85,8 +85,14 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         _, heads, _, head_dim = states.shape
         shape = (self.slots, self._context, heads, head_dim)
         if states.device.type == "cpu":
-            # The kernel gives such pages one by one as they are touched; torch.zeros would
-            # touch all, and numpy asks for huge ones, of which a few tokens fill none.
-            pages = mmap.mmap(-1, math.prod(shape) * states.element_size())
+            # The kernel gives such pages one by one as they are written; torch.zeros would
+            # write all, and numpy asks for huge ones, of which a few tokens fill none. Private,
+            # because of a shared mapping (mmap's default) reading takes memory as well, and
+            # short sequences beside a long one are read as far as that one goes.
+            pages = mmap.mmap(
+                -1,
+                math.prod(shape) * states.element_size(),
+                flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+            )
             return torch.frombuffer(pages, dtype=states.dtype).view(shape)
         return torch.zeros(shape, dtype=states.dtype, device=states.device)
