@@ -24,7 +24,8 @@ class PackedLinear(nn.Module):
         self.out_features = linear.out_features
         weight = linear.weight.detach().contiguous()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        # A copy: one tensor left of a mapped weight file keeps all of it in memory.
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
