@@ -171,7 +171,7 @@ async def together(engine: Engine, crowd: list[Arrival]) -> list[list[Delta]]:
 
 
 class TestAnyMixture:
-    examples = 8
+    examples = 6
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_answers_as_alone(

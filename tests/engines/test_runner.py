@@ -77,7 +77,7 @@ def chunk(of: Sequence, slot: int, start: int, end: int) -> Chunk:
 token_lists = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=CONTEXT)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @pytest.mark.parametrize("kind", CONFIGS)
 @given(data=st.data())
 def test_any_pieces_in_any_mixture(
