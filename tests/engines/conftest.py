@@ -10,6 +10,7 @@ from hypothesis import settings
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.engine import Engine
 from tests import tiny_models
+from tests.engines.reference import Reference, with_many_eos
 
 # How long an example takes depends on what else the machine does; pytest-timeout catches hangs.
 settings.register_profile("engines", deadline=None)
@@ -33,6 +34,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[kind]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that meets an end of sequence now and then."""
+    return with_many_eos(tiny("llama"), tmp_path_factory.mktemp("llama-eos"))
+
+
+@pytest.fixture(scope="session")
+def reference(llama: Path) -> Reference:
+    """What ``llama`` answers."""
+    return Reference(llama)
 
 
 EXACT = EngineConfig(slots=4, step_tokens=16, dtype="float64", threads=1)

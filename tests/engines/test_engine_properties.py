@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.engine import Engine
 from models.contracts import Delta, FinishReason, GenerateRequest, Priority, Sampling
+from tests.engines.clients import idle
 from tests.engines.reference import Reference, with_many_eos
 from tests.tiny_models import CONFIGS, CONTEXT
 
@@ -152,21 +153,13 @@ def check(arrival: Arrival, deltas: list[Delta], reference: Reference) -> None:
         assert all(d.usage is None for d in deltas[:-1])
 
 
-async def idle(engine: Engine) -> None:
-    """Cancellations may still be under way."""
-    async with asyncio.timeout(10):
-        while not engine._scheduler.idle:  # noqa: ASYNC110  # there is nothing to be told by
-            await asyncio.sleep(0.001)
-    engine.check_integrity()
-
-
 async def together(engine: Engine, crowd: list[Arrival]) -> list[list[Delta]]:
     answers = asyncio.gather(*(receive(engine, arrival) for arrival in crowd))
     while not answers.done():
         engine.check_integrity()
         await asyncio.sleep(0.005)
     got = await answers
-    await idle(engine)
+    await idle(engine)  # cancellations may still be under way
     return got
 
 
