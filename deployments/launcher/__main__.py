@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deployments.launcher import preflight, processes, status
+from deployments.launcher import preflight, processes, read_ahead, status
 from models.errors import ConfigError, PlatformError
 
 BIN = Path(sys.executable).parent
@@ -64,6 +64,8 @@ class Platform:
         """
         began = time.monotonic()
         if not self.env.get("RAY_ADDRESS"):
+            if self.config.platform is not None:
+                read_ahead.start(self.config.platform)
             self._start_ray()
             say(f"ray       up after {time.monotonic() - began:.0f} s")
         self.serve = processes.spawn(
