@@ -117,7 +117,8 @@ class BatchLimits(Section):
 
 class BatcherConfig(BatchLimits):
     """Batching of a fixed-cost model. ``queue``: our priority queue, which takes all that
-    waits when the previous batch ends; ``serve``: Ray Serve's ``@serve.batch``.
+    waits when the previous batch ends; ``serve``: Ray Serve's ``@serve.batch``. Size and wait
+    start as given here, unless ``user_config`` under ``deployments:`` says otherwise.
     """
 
     kind: Literal["queue", "serve"] = "queue"

@@ -10,8 +10,9 @@ another one. After the first output it cannot be repeated, and the client is tol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,6 @@ from ray.serve.handle import DeploymentHandle
 from deployments.gateway.services import EmbedResult
 from models.contracts import Delta, GenerateRequest, Priority
 from models.errors import InternalError, Overloaded, PlatformError, Unavailable, UpstreamError
-
-T = TypeVar("T")
 
 RETRY_DELAY_S = 0.2
 """Doubled at each further attempt; the router waits for a replica by itself."""
@@ -48,8 +47,7 @@ class RemoteGenerator:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See ``models.contracts.Generator``."""
         begun = False
-        attempt = 0
-        while True:
+        for attempt in count():
             stream = self._generate.remote(request)
             try:
                 async for item in stream:
@@ -62,12 +60,7 @@ class RemoteGenerator:
                 stream.cancel()
                 raise
             except Exception as error:
-                failure = translate(self._name, error)
-                lost = isinstance(failure, UpstreamError)
-                if begun or not lost or attempt >= self._retries:
-                    raise failure from error
-            await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
-            attempt += 1
+                await try_again(self._name, error, attempt, 0 if begun else self._retries)
 
 
 class RemoteEmbedder:
@@ -96,32 +89,31 @@ class RemoteEmbedder:
     async def _call(
         self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
     ) -> Any:
-        async def once() -> Any:
-            return await self._embed.remote(list(inputs), priority, tenant, timeout_s)
-
-        answer = await retrying(self._name, once, retries=self._retries)
+        for attempt in count():
+            try:
+                answer = await self._embed.remote(list(inputs), priority, tenant, timeout_s)
+                break
+            except Exception as error:
+                await try_again(self._name, error, attempt, self._retries)
         if isinstance(answer, PlatformError):
             raise answer
         return answer
 
 
-async def retrying(name: str, call: Callable[[], Awaitable[T]], *, retries: int) -> T:
-    """Await ``call()``, again on another replica when one was lost.
+async def try_again(name: str, error: Exception, attempt: int, retries: int) -> None:
+    """Return when the call that ended in ``error`` should be made again, on another replica.
 
-    Only for calls without side effects.
+    Args:
+        attempt: how many were made before it.
+        retries: how many may be made after the first; 0 once there was output.
 
     Raises:
-        PlatformError: what went wrong, in our own terms.
+        PlatformError: what went wrong, in our own terms, if there is no point in it.
     """
-    for attempt in range(retries + 1):
-        try:
-            return await call()
-        except Exception as error:
-            failure = translate(name, error)
-            if not isinstance(failure, UpstreamError) or attempt == retries:
-                raise failure from error
-        await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
-    raise AssertionError("unreachable")
+    failure = translate(name, error)
+    if attempt >= retries or not isinstance(failure, UpstreamError):
+        raise failure from error
+    await asyncio.sleep(RETRY_DELAY_S * 2**attempt)
 
 
 def translate(name: str, error: Exception) -> PlatformError:

@@ -77,7 +77,8 @@ class GeneratorReplica:
             raise RuntimeError("the engine's thread has ended")
 
     def __del__(self) -> None:
-        self._engine.close()
+        if hasattr(self, "_engine"):  # not after a constructor that failed
+            self._engine.close()
 
 
 class Batching(Protocol):
@@ -184,9 +185,12 @@ class EmbedderReplica:
                 raise InvalidInput(message, param="input", details=error.details) from None
             return cast("Embedding", output)
 
-        return await asyncio.gather(
-            *(one(index, text) for index, text in enumerate(inputs, offset))
-        )
+        tasks = [asyncio.ensure_future(one(i, text)) for i, text in enumerate(inputs, offset)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # after an error nobody waits for the others
+                task.cancel()
 
     async def ping(self) -> None:
         """Answers while the replica can take requests."""

@@ -29,7 +29,7 @@ Save = Callable[[Path], None]
 
 
 class Config(BaseModel):
-    """What a person may set; every recipe's configuration is a subclass. Unknown keys are errors."""
+    """What a person may set; each recipe has a subclass. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

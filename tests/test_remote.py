@@ -1,0 +1,184 @@
+"""What a lost replica costs, decided without a cluster: stand-ins raise Ray's own errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from deployments import remote
+from deployments.remote import RemoteEmbedder, RemoteGenerator, translate
+from models.contracts import Delta, GenerateRequest
+from models.errors import (
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    PlatformError,
+    Unavailable,
+    UpstreamError,
+)
+
+Item = Delta | PlatformError | Exception
+REQUEST = GenerateRequest(id="r", model="m", prompt=(1,))
+
+
+class Stream:
+    """What ``handle.generate.remote`` returns; an exception among its items is raised."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = items
+        self.cancelled = False
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for item in self._items:
+            if isinstance(item, Exception) and not isinstance(item, PlatformError):
+                raise item
+            yield item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Replicas:
+    """One script a call, in order."""
+
+    def __init__(self, *scripts: Any) -> None:
+        self.calls = 0
+        self._scripts = scripts
+        self.streams: list[Stream] = []
+        self.generate = SimpleNamespace(remote=self._generate)
+        self.embed = SimpleNamespace(remote=self._embed)
+
+    def options(self, *, stream: bool) -> Replicas:
+        assert stream
+        return self
+
+    def _generate(self, request: GenerateRequest) -> Stream:
+        self.streams.append(Stream(self._scripts[self.calls]))
+        self.calls += 1
+        return self.streams[-1]
+
+    async def _embed(self, *_: object) -> Any:
+        script = self._scripts[self.calls]
+        self.calls += 1
+        if isinstance(script, Exception) and not isinstance(script, PlatformError):
+            raise script
+        return script
+
+    @property
+    def handle(self) -> DeploymentHandle:
+        return cast("DeploymentHandle", self)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RETRY_DELAY_S", 0.0)
+
+
+def generate(replicas: Replicas, *, retries: int = 1) -> list[Delta]:
+    async def collect() -> list[Delta]:
+        generator = RemoteGenerator("m", replicas.handle, retries=retries)
+        return [delta async for delta in generator.generate(REQUEST)]
+
+    return asyncio.run(collect())
+
+
+def embed(replicas: Replicas, *, retries: int = 1, inputs: int = 1) -> Any:
+    embedder = RemoteEmbedder("m", replicas.handle, retries=retries)
+    call = embedder.embed(["x"] * inputs, priority=cast("Any", 0), tenant="t", timeout_s=None)
+    return asyncio.run(call)
+
+
+def delta(token: int) -> Delta:
+    return Delta(index=0, text=str(token), token_ids=(token,))
+
+
+def test_a_stream_that_had_not_begun_goes_to_another_replica() -> None:
+    replicas = Replicas([ActorDiedError()], [delta(1), delta(2)])
+    assert generate(replicas) == [delta(1), delta(2)]
+
+
+def test_a_stream_that_had_begun_is_not_repeated() -> None:
+    replicas = Replicas([delta(1), ActorDiedError()], [delta(1)])
+    with pytest.raises(UpstreamError, match="replica of m"):
+        generate(replicas, retries=5)
+    assert replicas.calls == 1
+
+
+def test_attempts_are_bounded() -> None:
+    replicas = Replicas(*[[ActorDiedError()]] * 9)
+    with pytest.raises(UpstreamError):
+        generate(replicas, retries=2)
+    assert replicas.calls == 3
+
+
+def test_an_error_that_a_replica_sends_is_raised_as_it_is() -> None:
+    refusal = InvalidInput("no", param="prompt")
+    replicas = Replicas([refusal])
+    with pytest.raises(InvalidInput) as caught:
+        generate(replicas, retries=3)
+    assert caught.value is refusal
+    assert replicas.calls == 1
+
+
+def test_a_client_that_leaves_cancels_the_replica() -> None:
+    replicas = Replicas([delta(1), delta(2)])
+
+    async def leave() -> None:
+        stream = RemoteGenerator("m", replicas.handle, retries=1).generate(REQUEST)
+        async for _ in stream:
+            break
+        await cast("Any", stream).aclose()
+
+    asyncio.run(leave())
+    assert replicas.streams[0].cancelled
+
+
+def test_embedding_goes_to_another_replica() -> None:
+    vectors = np.ones((1, 3), np.float32)
+    replicas = Replicas(ActorUnavailableError("gone", None), (vectors, 4))
+    result = embed(replicas)
+    assert np.array_equal(result.vectors, vectors)
+    assert result.prompt_tokens == 4
+
+
+def test_embedding_stops_trying_when_there_is_no_point() -> None:
+    replicas = Replicas(RuntimeError("bug"), None)
+    with pytest.raises(InternalError):
+        embed(replicas, retries=5)
+    assert replicas.calls == 1
+
+
+def test_a_refused_embedding_is_raised() -> None:
+    with pytest.raises(InvalidInput):
+        embed(Replicas(InvalidInput("no", param="input")))
+
+
+def test_a_long_list_is_embedded_in_parts_and_keeps_its_order() -> None:
+    sizes = (remote.EMBED_CALL_INPUTS, 1)
+    parts = [(np.full((size, 2), i, np.float32), size) for i, size in enumerate(sizes)]
+    result = embed(Replicas(*parts), inputs=sum(sizes))
+    assert [vector[0] for vector in result.vectors] == [0.0] * sizes[0] + [1.0]
+    assert result.prompt_tokens == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BackPressureError(num_queued_requests=3, max_queued_requests=2), Overloaded),
+        (DeploymentUnavailableError(cast("Any", "m")), Unavailable),
+        (ActorDiedError(), UpstreamError),
+        (RayTaskError("f", "trace", ActorDiedError()), UpstreamError),
+        (RayTaskError("f", "trace", ValueError()), InternalError),
+        (ValueError(), InternalError),
+    ],
+)
+def test_errors_of_ray_in_our_own_terms(error: Exception, expected: type[PlatformError]) -> None:
+    assert type(translate("m", error)) is expected
