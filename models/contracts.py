@@ -76,6 +76,8 @@ class GenerateRequest:
     id: str
     model: str
     prompt: Prompt
+    adapter: str | None = None
+    """Of ``model``: what follows the colon of ``smollm2:NAME[@VERSION_OR_ALIAS]``."""
     sampling: Sampling = Sampling()
     n: int = 1
     stream: bool = False
