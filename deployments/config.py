@@ -128,21 +128,49 @@ class BatcherConfig(BatchLimits):
         return self.model_dump(include=set(BatchLimits.model_fields))
 
 
-class EmbedModel(Section):
-    """A sentence encoder: mean pooling and L2 normalisation over its last hidden state."""
+class FixedCostModel(Section):
+    """What every model that is a function of a batch has in common."""
 
-    task: Literal["embed"]
     source: str
+    """A path, ``wheel:``, ``hf:``, or ``registry:NAME@ALIAS_OR_VERSION``. What an alias names is
+    looked up every ``registry.refresh_s`` and exchanged while the model serves."""
     sha256: str | None = None
-    max_tokens: int = Field(default=256, ge=8)
-    """Longer inputs are an error, never cut in silence."""
     threads: int = Field(default=1, ge=1)
     batcher: BatcherConfig = BatcherConfig()
     queue: QueueConfig = QueueConfig()
     replicas: Replicas = Replicas(cpus=0)
 
 
-ModelConfig: TypeAlias = Annotated[GenerateModel | EmbedModel, Field(discriminator="task")]
+class EmbedModel(FixedCostModel):
+    """A sentence encoder: mean pooling and L2 normalisation over its last hidden state."""
+
+    task: Literal["embed"]
+    max_tokens: int = Field(default=256, ge=8)
+    """Longer inputs are an error, never cut in silence."""
+
+
+class PredictModel(FixedCostModel):
+    """A trained artifact that predicts; its manifest names what loads it."""
+
+    task: Literal["predict"]
+    max_inputs: int = Field(default=256, ge=1, le=4096)
+    """Of one request."""
+    max_input_bytes: int = Field(default=65_536, ge=1)
+    """Of one input, as compact JSON."""
+
+
+ModelConfig: TypeAlias = Annotated[
+    GenerateModel | EmbedModel | PredictModel, Field(discriminator="task")
+]
+
+
+class RegistryConfig(Section):
+    """How replicas keep up with the registry, where a model or an adapter comes from it."""
+
+    refresh_s: PositiveSeconds = 2
+    """A moved alias is served after at most this, and the time to load what it names."""
+    heartbeat_s: PositiveSeconds = 60
+    """How often a replica writes down which artifacts it serves."""
 
 
 class Cors(Section):
@@ -169,6 +197,7 @@ class GatewayConfig(Section):
 class PlatformConfig(Section):
     models: dict[ModelName, ModelConfig] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
+    registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")
     def _names_are_free(self) -> PlatformConfig:
