@@ -11,6 +11,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from deployments.config import GatewayConfig
 from deployments.gateway.openapi import openapi_operation
 from deployments.gateway.operation import Operation
 from deployments.gateway.policies.access import Access
@@ -29,6 +30,7 @@ from deployments.gateway.routes import (
     openai_completions,
     openai_embeddings,
     openai_models,
+    predict,
 )
 from deployments.gateway.services import Services
 from models.errors import NotFound
@@ -55,6 +57,7 @@ def routes(services: Services) -> list[Operation]:
         *infer.operations(services),
         *openai_completions.operations(services),
         *openai_embeddings.operations(services),
+        *predict.operations(services),
         *health.operations(services),
         *openai_models.operations(services),
     ]
@@ -71,13 +74,15 @@ def policies(services: Services) -> Sequence[Policy]:
         partial(Failures, now=services.now),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
-        partial(
-            Deadline,
-            default_s=config.request_timeout_s,
-            routes={openai_embeddings.PATH: config.predict_timeout_s},
-        ),
+        partial(Deadline, limit_s=partial(limit_s, config)),
         partial(BodyLimit, max_bytes=config.max_body_bytes),
     ]
+
+
+def limit_s(config: GatewayConfig, path: str) -> float:
+    """Fixed-cost models have a limit of their own."""
+    fixed_cost = path == openai_embeddings.PATH or path.endswith("/predict")
+    return config.predict_timeout_s if fixed_cost else config.request_timeout_s
 
 
 def cors(origins: tuple[str, ...]) -> list[Policy]:

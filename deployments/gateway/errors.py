@@ -25,7 +25,8 @@ OPENAI_TYPES = {
 
 def speaks_openai(path: str) -> bool:
     """Whether errors under this path are OpenAI's: all of ``/v1`` but our own routes."""
-    return path.startswith("/v1/") and not path.startswith("/v1/infer")
+    ours = path.startswith("/v1/infer") or path.endswith("/predict")
+    return path.startswith("/v1/") and not ours
 
 
 def openai_error(error: PlatformError) -> dict[str, object]:

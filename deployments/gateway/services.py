@@ -5,15 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
-from models.contracts import Generator, Priority, Sampling
+from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound
+
+Task: TypeAlias = Literal["generate", "embed", "predict"]
+WAYS: Mapping[Task, tuple[str, str]] = {
+    "generate": ("generates", "/v1/chat/completions"),
+    "embed": ("embeds", "/v1/embeddings"),
+    "predict": ("predicts", "/v1/models/NAME/predict"),
+}
+"""What a model of each task does, and where it is asked to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +45,39 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictResult:
+    predictions: Sequence[Json]
+    """One for each input, in order, all of one version."""
+    version: str | None
+    """NAME@VERSION in the registry; ``None`` of a model that is not from there."""
+
+
+class BatchPredictor(Protocol):
+    async def predict(
+        self, inputs: Sequence[Json], *, priority: Priority, tenant: str, timeout_s: float | None
+    ) -> PredictResult:
+        """Predict for every input; cancelling the call frees what it holds.
+
+        Raises:
+            models.errors.PlatformError: as ``Generator.generate`` does; ``InvalidInput`` names
+                the input.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """One name in ``/v1/models``. The task says which of the two workers is there."""
+    """One name in ``/v1/models``. The task says which of the three workers is there."""
 
     name: str
-    task: Literal["generate", "embed"]
+    task: Task
     created: int
     """Unix seconds."""
     generator: Generator | None = None
     embedder: Embedder | None = None
+    predictor: BatchPredictor | None = None
+    max_inputs: int = 256
+    max_input_bytes: int = 65_536
     sampling: Sampling = field(default_factory=Sampling)
     """What holds for whatever a request leaves open."""
     context: int | None = None
@@ -84,12 +116,10 @@ class Services:
             NotFound: there is no such model.
             InvalidInput: the model does something else.
         """
-        generator = self.model(name).generator
-        if generator is None:
-            raise InvalidInput(
-                f"The model {name!r} embeds; it cannot generate. Use /v1/embeddings.", param="model"
-            )
-        return generator
+        model = self.model(name)
+        if model.generator is None:
+            raise _other_task(model, "it cannot generate")
+        return model.generator
 
     def embedder(self, name: str) -> Embedder:
         """The worker behind a model that embeds.
@@ -98,10 +128,25 @@ class Services:
             NotFound: there is no such model.
             InvalidInput: the model does something else.
         """
-        embedder = self.model(name).embedder
-        if embedder is None:
-            raise InvalidInput(
-                f"The model {name!r} generates; it does not embed. Use /v1/chat/completions.",
-                param="model",
-            )
-        return embedder
+        model = self.model(name)
+        if model.embedder is None:
+            raise _other_task(model, "it does not embed")
+        return model.embedder
+
+    def predictor(self, name: str) -> BatchPredictor:
+        """The worker behind a model that predicts.
+
+        Raises:
+            NotFound: there is no such model.
+            InvalidInput: the model does something else.
+        """
+        model = self.model(name)
+        if model.predictor is None:
+            raise _other_task(model, "it does not predict")
+        return model.predictor
+
+
+def _other_task(model: ServedModel, cannot: str) -> InvalidInput:
+    does, where = WAYS[model.task]
+    route = where.replace("NAME", model.name)
+    return InvalidInput(f"The model {model.name!r} {does}; {cannot}. Use {route}.", param="model")

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deployments.config import GatewayConfig
-from deployments.gateway.services import EmbedResult, ServedModel, Services
+from deployments.gateway.services import EmbedResult, PredictResult, ServedModel, Services
 from deployments.observability.events import Event, RequestFinished
 from models.contracts import (
     Delta,
     FinishReason,
     GenerateRequest,
+    Json,
     Priority,
     Sampling,
     Timings,
@@ -116,6 +117,32 @@ class FakeEmbedder:
 
 
 @dataclass
+class FakePredictor:
+    """Wraps each input."""
+
+    error: Exception | None = None
+    delay_s: float = 0.0
+    version: str | None = "digits@3"
+    calls: list[tuple[list[Json], Priority, str, float | None]] = field(default_factory=list)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: int = 0
+
+    async def predict(
+        self, inputs: Sequence[Json], *, priority: Priority, tenant: str, timeout_s: float | None
+    ) -> PredictResult:
+        self.calls.append((list(inputs), priority, tenant, timeout_s))
+        self.called.set()
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return PredictResult(predictions=[{"saw": i} for i in inputs], version=self.version)
+
+
+@dataclass
 class Recorder:
     """Subscribes to events."""
 
@@ -135,6 +162,7 @@ class World:
 
     generator: FakeGenerator = field(default_factory=FakeGenerator)
     embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
+    predictor: FakePredictor = field(default_factory=FakePredictor)
     recorder: Recorder = field(default_factory=Recorder)
     config: GatewayConfig = field(default_factory=GatewayConfig)
     sampling: Sampling = field(default_factory=Sampling)
@@ -161,6 +189,14 @@ class World:
                 ),
                 "minilm": ServedModel(
                     name="minilm", task="embed", embedder=self.embedder, created=1_700_000_002
+                ),
+                "digits": ServedModel(
+                    name="digits",
+                    task="predict",
+                    predictor=self.predictor,
+                    max_inputs=4,
+                    max_input_bytes=100,
+                    created=1_700_000_003,
                 ),
             },
             config=self.config,

@@ -8,8 +8,10 @@ async def test_the_list(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/models")
     body = answer.json()
     assert body["object"] == "list"
-    assert [model["id"] for model in body["data"]] == ["minilm", "org/model:v1", "smollm2"]
-    assert body["data"][2] == {
+    assert [model["id"] for model in body["data"]] == [
+        *("digits", "minilm", "org/model:v1", "smollm2")
+    ]
+    assert body["data"][3] == {
         "id": "smollm2",
         "object": "model",
         "created": 1_700_000_000,
@@ -21,15 +23,15 @@ async def test_the_list(client: httpx.AsyncClient) -> None:
 
 
 async def test_pages_there_and_back(client: httpx.AsyncClient) -> None:
-    first = await client.get("/v1/models", params={"limit": 2})
+    first = await client.get("/v1/models", params={"limit": 3})
     assert "x-prev-cursor" not in first.headers
     last = await client.get(
-        "/v1/models", params={"limit": 2, "cursor": first.headers["x-next-cursor"]}
+        "/v1/models", params={"limit": 3, "cursor": first.headers["x-next-cursor"]}
     )
     assert [model["id"] for model in last.json()["data"]] == ["smollm2"]
     assert "x-next-cursor" not in last.headers
     back = await client.get(
-        "/v1/models", params={"limit": 2, "cursor": last.headers["x-prev-cursor"]}
+        "/v1/models", params={"limit": 3, "cursor": last.headers["x-prev-cursor"]}
     )
     assert back.json() == first.json()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,18 +28,17 @@ async def time_limit(limit_s: float) -> AsyncIterator[None]:
 
 
 class Deadline:
-    """``routes`` have limits of their own, in seconds; the others have ``default_s``."""
+    """``limit_s``: seconds for a path."""
 
-    def __init__(self, app: ASGIApp, default_s: float, routes: Mapping[str, float]) -> None:
+    def __init__(self, app: ASGIApp, limit_s: Callable[[str], float]) -> None:
         self.app = app
-        self.default_s = default_s
-        self.routes = routes
+        self.limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit_s = self.routes.get(scope["path"], self.default_s)
+        limit_s = self.limit_s(scope["path"])
         exchange = exchange_of(scope)
         exchange.deadline = exchange.arrived + limit_s
         async with time_limit(limit_s):

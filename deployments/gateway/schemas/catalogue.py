@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from deployments.gateway.schemas.base import Answer
+from deployments.gateway.services import Task
 
 
 class ModelAnswer(Answer):
@@ -12,7 +13,7 @@ class ModelAnswer(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
-    task: Literal["generate", "embed"]
+    task: Task
     context: int | None
 
 

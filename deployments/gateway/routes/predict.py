@@ -1,0 +1,65 @@
+"""``POST /v1/models/{model}/predict``: a trained artifact, in its own terms."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import orjson
+from starlette.types import ASGIApp
+
+from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
+from deployments.gateway.responses import enveloped
+from deployments.gateway.schemas.envelope import Success
+from deployments.gateway.schemas.predict import PredictData, PredictRequest
+from deployments.gateway.services import ServedModel, Services
+from models.contracts import Json
+from models.errors import InvalidInput, PayloadTooLarge
+
+PATH = "/v1/models/{model}/predict"
+
+
+def operations(services: Services) -> list[Operation]:
+    return [
+        Operation(
+            "POST",
+            PATH,
+            partial(predict, services),
+            takes=PredictRequest,
+            answers=Answers(schema=Success[PredictData], errors=MODEL_ERRORS),
+            summary="What a trained model says of each input; in batches with other requests.",
+        )
+    ]
+
+
+async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
+    request, exchange = call.input, call.exchange
+    name = call.path["model"]
+    predictor = services.predictor(name)
+    exchange.model, exchange.priority = name, request.priority
+    inputs = request.rows
+    _check_size(services.model(name), inputs)
+    left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
+    result = await predictor.predict(
+        inputs, priority=request.priority, tenant=exchange.tenant, timeout_s=left_s
+    )
+    data = {"predictions": result.predictions, "model": name, "version": result.version}
+    return enveloped(services, exchange, data)
+
+
+def _check_size(model: ServedModel, inputs: list[Json]) -> None:
+    """Raises :class:`InvalidInput` naming the limit, and the input that passes it."""
+    if len(inputs) > model.max_inputs:
+        raise InvalidInput(
+            f"inputs has {len(inputs)} entries; {model.name!r} takes {model.max_inputs} in one"
+            " request. Send fewer at a time.",
+            param="inputs",
+        )
+    for index, value in enumerate(inputs):
+        size = len(orjson.dumps(value))
+        if size > model.max_input_bytes:
+            raise PayloadTooLarge(
+                f"inputs[{index}] has {size} bytes; {model.name!r} takes"
+                f" {model.max_input_bytes} at most.",
+                param=f"inputs[{index}]",
+                details={"index": index},
+            )
