@@ -14,6 +14,7 @@ from deployments.config import BatchLimits
 from deployments.engines.following import RETRY_S, Following, Version, Working
 from models.contracts import Json, Priority
 from models.errors import ConfigError, Unavailable
+from tests.gateway.server import wait_until
 
 
 class FakeBatching:
@@ -140,9 +141,7 @@ async def test_following_goes_on_until_it_is_cancelled() -> None:
     await asyncio.sleep(0.01)
     world.down = None
     world.move(2)
-    async with asyncio.timeout(5):
-        while world.following.version.name != "m@2":
-            await asyncio.sleep(0.001)
+    await asyncio.to_thread(wait_until, lambda: world.following.version.name == "m@2")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
