@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -20,9 +21,11 @@ from deployments.gateway.policies.compression import Compression
 from deployments.gateway.policies.deadline import Deadline
 from deployments.gateway.policies.disconnect import Disconnect
 from deployments.gateway.policies.failures import Failures
+from deployments.gateway.policies.loopback import Loopback
 from deployments.gateway.policies.request_id import RequestId
 from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.routes import (
+    admin_models,
     health,
     infer,
     infer_socket,
@@ -52,7 +55,7 @@ def create_app(services: Services) -> ASGIApp:
 
 def routes(services: Services) -> list[Operation]:
     """The busiest first: they are tried in this order."""
-    return [
+    operations = [
         *openai_chat.operations(services),
         *infer.operations(services),
         *openai_completions.operations(services),
@@ -60,7 +63,14 @@ def routes(services: Services) -> list[Operation]:
         *predict.operations(services),
         *health.operations(services),
         *openai_models.operations(services),
+        *admin_models.operations(services),
     ]
+    methods: defaultdict[str, set[str]] = defaultdict(set)
+    for operation in operations:
+        methods[operation.path] |= operation.allowed
+    for operation in operations:
+        operation.on_path = frozenset(methods[operation.path])
+    return operations
 
 
 def policies(services: Services) -> Sequence[Policy]:
@@ -72,6 +82,7 @@ def policies(services: Services) -> Sequence[Policy]:
         *cors(config.cors.allow_origins),
         partial(Access, emit=services.emit, clock=services.clock),
         partial(Failures, now=services.now),
+        partial(Loopback, bind_host=services.bind_host),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
         partial(Deadline, limit_s=partial(limit_s, config)),

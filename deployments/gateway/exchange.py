@@ -27,6 +27,8 @@ class Exchange:
     """On the services' clock."""
     route: str = UNMATCHED
     model: str | None = None
+    adapter: str | None = None
+    """Of the model. Kept apart: a metric's labels may not be whatever a client writes."""
     priority: Priority | None = None
     tenant: str = "public"
     deadline: float | None = None
@@ -43,6 +45,11 @@ class Exchange:
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
     """How a stream that has begun tells its client of a failure."""
+
+    @property
+    def called(self) -> str | None:
+        """The model as the client calls it."""
+        return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
 
     def account(self, last: Delta) -> None:
         """Add what the last delta of a generator call reports.

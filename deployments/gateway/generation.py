@@ -65,14 +65,16 @@ class Generation:
         priority: Priority,
     ) -> None:
         self._generator = services.generator(model)
-        exchange.model, exchange.priority = model, priority
+        served, adapter = services.find(model)
+        exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
         self.choices = exchange.choices = n * len(prompts)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(
                 id=exchange.id if len(prompts) == 1 else f"{exchange.id}-{number}",
-                model=model,
+                model=served.name,
+                adapter=adapter,
                 prompt=prompt,
                 sampling=sampling,
                 n=n,

@@ -85,12 +85,14 @@ class Operation(Route):
         self.answers = answers
         self.summary = summary
         self.allowed = frozenset(self.methods or ())
+        self.on_path = self.allowed
+        """Methods of all operations on this path."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
         exchange.route = self.path_format
         if scope["method"] not in self.allowed:
-            allow = ", ".join(sorted(self.allowed))
+            allow = ", ".join(sorted(self.on_path))
             raise MethodNotAllowed(
                 f"{self.path_format} does not answer {scope['method']}; it answers {allow}.",
                 details={"allow": allow},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
 from models.contracts import Generator, Json, Priority, Sampling
-from models.errors import InvalidInput, NotFound
+from models.errors import InvalidInput, NotFound, Unavailable
 
 Task: TypeAlias = Literal["generate", "embed", "predict"]
 WAYS: Mapping[Task, tuple[str, str]] = {
@@ -22,6 +23,8 @@ WAYS: Mapping[Task, tuple[str, str]] = {
     "predict": ("predicts", "/v1/models/NAME/predict"),
 }
 """What a model of each task does, and where it is asked to."""
+ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?")
+CHAMPION = "champion"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,74 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedAdapter:
+    """A LoRA adapter that a model answers with when it is asked for as ``id``."""
+
+    model: str
+    name: str
+    alias: str
+    """``champion`` is what the bare name means."""
+    version: str
+    """NAME@VERSION."""
+    content_sha256: str
+    created: int
+    """Unix seconds."""
+
+    @property
+    def id(self) -> str:
+        """What a request writes as its model."""
+        bare = f"{self.model}:{self.name}"
+        return bare if self.alias == CHAMPION else f"{bare}@{self.alias}"
+
+
+class Adapters(Protocol):
+    """The adapters of the models that generate, as the registry has them."""
+
+    async def published(self) -> Sequence[PublishedAdapter]:
+        """All, in any order, at most a few seconds old.
+
+        Raises:
+            Unavailable: the registry is out of reach and never was within it.
+        """
+        ...
+
+    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+        """Make a version the champion of ``name``, once ``model`` has shown that it runs it.
+
+        Args:
+            source: ``registry:NAME@VERSION_OR_ALIAS``, or the folder of a sealed artifact,
+                which is registered first; ``None``: the newest version of ``name``.
+
+        Raises:
+            InvalidInput, NotFound: no such source, or no adapter of this model.
+            Unavailable: the registry or the model is out of reach.
+        """
+        ...
+
+    async def withdraw(self, model: str, name: str) -> None:
+        """No longer answer with ``name``. Its versions stay in the registry.
+
+        Raises:
+            NotFound: it is not published.
+            Unavailable: the registry is out of reach.
+        """
+        ...
+
+
+class NoAdapters:
+    """Of a gateway without a registry."""
+
+    async def published(self) -> Sequence[PublishedAdapter]:
+        return ()
+
+    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+        raise Unavailable("There is no registry here that could publish adapters.")
+
+    async def withdraw(self, model: str, name: str) -> None:
+        raise NotFound(f"The adapter {name!r} of {model!r} is not published.", param="name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     models: Mapping[str, ServedModel]
     config: GatewayConfig
@@ -94,20 +165,36 @@ class Services:
     """Each component: True, or why it is not ready."""
     metrics: Callable[[], Awaitable[bytes]]
     """The Prometheus text of the whole cluster."""
+    adapters: Adapters = field(default_factory=NoAdapters)
+    bind_host: str | None = None
+    """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic
     """Seconds, for durations."""
     now: Callable[[], float] = time.time
     """Unix seconds, for timestamps."""
 
+    def find(self, name: str) -> tuple[ServedModel, str | None]:
+        """The model that ``name`` means, and the adapter: ``MODEL``, ``MODEL:ADAPTER[@VERSION]``.
+
+        Whether there is such an adapter is for the model to say.
+
+        Raises:
+            NotFound: with the names that exist.
+        """
+        if model := self.models.get(name):
+            return model, None
+        base, _, adapter = name.partition(":")
+        model = self.models.get(base)
+        if model is not None and model.task == "generate" and ADAPTER.fullmatch(adapter):
+            return model, adapter
+        served = ", ".join(sorted(self.models))
+        raise NotFound(
+            f"The model {name!r:.256} does not exist. Served here: {served}.", param="model"
+        )
+
     def model(self, name: str) -> ServedModel:
         """Raises :class:`NotFound` with the names that exist."""
-        try:
-            return self.models[name]
-        except KeyError:
-            served = ", ".join(sorted(self.models))
-            raise NotFound(
-                f"The model {name!r:.256} does not exist. Served here: {served}.", param="model"
-            ) from None
+        return self.find(name)[0]
 
     def generator(self, name: str) -> Generator:
         """The worker behind a model that generates.

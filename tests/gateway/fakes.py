@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deployments.config import GatewayConfig
-from deployments.gateway.services import EmbedResult, PredictResult, ServedModel, Services
+from deployments.gateway.services import (
+    EmbedResult,
+    PredictResult,
+    PublishedAdapter,
+    ServedModel,
+    Services,
+)
 from deployments.observability.events import Event, RequestFinished
 from models.contracts import (
     Delta,
@@ -21,6 +27,7 @@ from models.contracts import (
     TopLogprob,
     Usage,
 )
+from models.errors import NotFound
 
 TIMINGS = Timings(queue_s=0.001, prefill_s=0.002, ttft_s=0.003, decode_s=0.004, total_s=0.007)
 NOW = 1_700_000_000.25
@@ -143,6 +150,43 @@ class FakePredictor:
 
 
 @dataclass
+class FakeAdapters:
+    """A registry of adapters in memory; ``known`` are the versions that exist."""
+
+    found: dict[str, PublishedAdapter] = field(default_factory=dict)
+    known: tuple[str, ...] = ("poet",)
+    error: Exception | None = None
+
+    def add(self, model: str, name: str, alias: str = "champion") -> PublishedAdapter:
+        adapter = PublishedAdapter(
+            model=model,
+            name=name,
+            alias=alias,
+            version=f"{name}@1",
+            content_sha256="a" * 64,
+            created=1_700_000_009,
+        )
+        self.found[adapter.id] = adapter
+        return adapter
+
+    async def published(self) -> Sequence[PublishedAdapter]:
+        if self.error is not None:
+            raise self.error
+        return list(self.found.values())
+
+    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+        if self.error is not None:
+            raise self.error
+        if name not in self.known:
+            raise NotFound(f"There is no {name!r} in the registry.", param="name")
+        return self.add(model, name)
+
+    async def withdraw(self, model: str, name: str) -> None:
+        if self.found.pop(f"{model}:{name}", None) is None:
+            raise NotFound(f"The adapter {name!r} of {model!r} is not published.", param="name")
+
+
+@dataclass
 class Recorder:
     """Subscribes to events."""
 
@@ -163,6 +207,8 @@ class World:
     generator: FakeGenerator = field(default_factory=FakeGenerator)
     embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
     predictor: FakePredictor = field(default_factory=FakePredictor)
+    adapters: FakeAdapters = field(default_factory=FakeAdapters)
+    bind_host: str | None = "127.0.0.1"
     recorder: Recorder = field(default_factory=Recorder)
     config: GatewayConfig = field(default_factory=GatewayConfig)
     sampling: Sampling = field(default_factory=Sampling)
@@ -203,6 +249,8 @@ class World:
             emit=self.recorder,
             ready=self._ready,
             metrics=self._metrics,
+            adapters=self.adapters,
+            bind_host=self.bind_host,
             now=lambda: NOW,
         )
 

@@ -63,7 +63,7 @@ def summary(
     usage = exchange.usage or Usage(prompt_tokens=0, completion_tokens=0)
     return {
         "id": exchange.id,
-        "model": exchange.model,
+        "model": exchange.called,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

@@ -30,7 +30,7 @@ def identity(prefix: str, object_: str, exchange: Exchange, created: float) -> d
         "id": f"{prefix}-{exchange.id}",
         "object": object_,
         "created": int(created),
-        "model": exchange.model,
+        "model": exchange.called,
     }
 
 

@@ -11,7 +11,7 @@ from deployments.gateway.pagination import PageQuery, paginate
 from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.catalogue import ModelAnswer, ModelList
-from deployments.gateway.services import ServedModel, Services
+from deployments.gateway.services import PublishedAdapter, ServedModel, Services
 from models.errors import NotFound
 
 
@@ -29,7 +29,7 @@ def operations(services: Services) -> list[Operation]:
                     "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
                 },
             ),
-            summary="The models that are served, by name.",
+            summary="The models that are served, and their published adapters, by name.",
         ),
         Operation(
             "GET",
@@ -42,16 +42,28 @@ def operations(services: Services) -> list[Operation]:
 
 
 async def list_models(services: Services, call: Call[PageQuery]) -> ASGIApp:
-    page = paginate(services.models.values(), lambda model: model.name, call.input)
-    return json_response(
-        {"object": "list", "data": [_entry(model) for model in page.items]}, page.headers()
-    )
+    entries = [_entry(model) for model in services.models.values()]
+    entries += [_adapter(services, adapter) for adapter in await services.adapters.published()]
+    page = paginate(entries, lambda entry: str(entry["id"]), call.input)
+    return json_response({"object": "list", "data": page.items}, page.headers())
 
 
 async def show_model(services: Services, call: Call[Nothing]) -> ASGIApp:
-    model = services.model(call.path["model"])
-    call.exchange.model = model.name
-    return json_response(_entry(model))
+    name = call.path["model"]
+    model, adapter = services.find(name)
+    call.exchange.model, call.exchange.adapter = model.name, adapter
+    if adapter is None:
+        return json_response(_entry(model))
+    for published in await services.adapters.published():
+        if published.id == name:
+            return json_response(_adapter(services, published))
+    raise NotFound(f"The model {name!r:.256} is not published; see /v1/models.", param="model")
+
+
+def _adapter(services: Services, adapter: PublishedAdapter) -> dict[str, object]:
+    """As its model's, since it answers wherever that does."""
+    entry = _entry(services.models[adapter.model])
+    return entry | {"id": adapter.id, "created": adapter.created}
 
 
 def _entry(model: ServedModel) -> dict[str, object]:

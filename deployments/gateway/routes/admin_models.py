@@ -1,0 +1,101 @@
+"""``/admin/v1/models/{model}/adapters``: which LoRA adapters a model answers with."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from starlette.types import ASGIApp
+
+from deployments.gateway.operation import Answers, Call, Operation
+from deployments.gateway.pagination import PageQuery, paginate
+from deployments.gateway.responses import enveloped
+from deployments.gateway.schemas.adapters import (
+    AdapterData,
+    AdapterList,
+    AdapterRequest,
+    Withdrawn,
+)
+from deployments.gateway.schemas.base import Nothing
+from deployments.gateway.schemas.envelope import Success
+from deployments.gateway.services import PublishedAdapter, Services
+from models.errors import Forbidden, NotFound, Unavailable, UpstreamError
+
+PATH = "/admin/v1/models/{model}/adapters"
+ERRORS = (Forbidden, NotFound, Unavailable, UpstreamError)
+
+
+def operations(services: Services) -> list[Operation]:
+    return [
+        Operation(
+            "GET",
+            PATH,
+            partial(list_adapters, services),
+            takes=PageQuery,
+            answers=Answers(
+                schema=Success[AdapterList],
+                headers={
+                    "X-Next-Cursor": "Where the next page begins; absent on the last.",
+                    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
+                },
+                errors=ERRORS,
+            ),
+            summary="The published adapters of a model, by name.",
+        ),
+        Operation(
+            "POST",
+            PATH,
+            partial(publish, services),
+            takes=AdapterRequest,
+            answers=Answers(schema=Success[AdapterData], errors=ERRORS),
+            summary="Publish an adapter: all replicas answer with it within seconds.",
+        ),
+        Operation(
+            "DELETE",
+            PATH + "/{name}",
+            partial(withdraw, services),
+            answers=Answers(schema=Success[Withdrawn], errors=ERRORS),
+            summary="Withdraw an adapter; its versions stay in the registry.",
+        ),
+    ]
+
+
+async def list_adapters(services: Services, call: Call[PageQuery]) -> ASGIApp:
+    model = _generating(services, call.path["model"])
+    published = [a for a in await services.adapters.published() if a.model == model]
+    page = paginate(published, lambda adapter: adapter.id, call.input)
+    data = {"adapters": [_data(adapter) for adapter in page.items]}
+    return enveloped(services, call.exchange, data, page.headers())
+
+
+async def publish(services: Services, call: Call[AdapterRequest]) -> ASGIApp:
+    model = _generating(services, call.path["model"])
+    request = call.input
+    adapter = await services.adapters.publish(model, request.name, request.source)
+    return enveloped(services, call.exchange, _data(adapter))
+
+
+async def withdraw(services: Services, call: Call[Nothing]) -> ASGIApp:
+    model, name = _generating(services, call.path["model"]), call.path["name"]
+    await services.adapters.withdraw(model, name)
+    return enveloped(services, call.exchange, {"model": model, "name": name})
+
+
+def _generating(services: Services, name: str) -> str:
+    """Raises NotFound, or InvalidInput for a model that does not generate."""
+    services.generator(name)
+    model, adapter = services.find(name)
+    if adapter is not None:
+        raise NotFound(f"{name!r:.256} is an adapter; adapters belong to models.", param="model")
+    return model.name
+
+
+def _data(adapter: PublishedAdapter) -> dict[str, object]:
+    return {
+        "id": adapter.id,
+        "model": adapter.model,
+        "name": adapter.name,
+        "alias": adapter.alias,
+        "version": adapter.version,
+        "content_sha256": adapter.content_sha256,
+        "created": adapter.created,
+    }
