@@ -1,0 +1,53 @@
+"""Changes of the tables, release by release (Alembic). One file a change, in ``versions/``.
+
+A database only goes forward: to take a release back, restore the backup made before it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection
+
+
+def config() -> Config:
+    made = Config()
+    here = str(Path(__file__).parent)
+    made.set_main_option("script_location", here.replace("%", "%%"))
+    made.set_main_option("path_separator", "os")
+    return made
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(config())
+
+
+@cache
+def head() -> str:
+    """The revision that this release expects."""
+    found = _scripts().get_current_head()
+    assert found is not None
+    return found
+
+
+@cache
+def known() -> frozenset[str]:
+    return frozenset(script.revision for script in _scripts().walk_revisions())
+
+
+def revision_of(connection: Connection) -> str | None:
+    """``None``: no tables yet."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(connection: Connection) -> None:
+    """Inside the transaction of ``connection``: all of it happens or nothing."""
+    told = config()
+    told.attributes["connection"] = connection
+    command.upgrade(told, "head")

@@ -1,0 +1,161 @@
+"""Every table of the platform. Change one, then ``python -m state revise "why"``.
+
+Rows are written and read by the layer that owns the subject (``models/registry.py`` …);
+this file only says what they look like. Both databases get the same tables.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+
+metadata = MetaData(
+    naming_convention={  # so that a migration can name what it drops, on either database
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware datetime in UTC; SQLite by itself would forget the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+Facts = JSON().with_variant(postgresql.JSONB(), "postgresql")
+Serial = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite numbers rows by itself only in a column of type INTEGER."""
+Name = String(128)
+Hash = String(64)
+
+
+# The registry (models/registry.py)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("content_sha256", Hash, primary_key=True),
+    Column("uri", Text, nullable=False),
+    Column("kind", Name, nullable=False),
+    Column("manifest", Text, nullable=False),  # as it was sealed, byte for byte
+    Column("size", BigInteger, nullable=False),
+    Column("registered", Moment, nullable=False),
+    Column("collected", Moment),  # its files are gone, or on their way
+)
+
+parents = Table(
+    "parents",
+    metadata,
+    Column("artifact", ForeignKey("artifacts.content_sha256"), primary_key=True),
+    Column("parent", Hash, primary_key=True, index=True),  # registered or not
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("artifact", ForeignKey("artifacts.content_sha256"), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("created", Moment, nullable=False),
+    Column("created_by", Name, nullable=False),
+    UniqueConstraint("name", "artifact"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("alias", Name, primary_key=True),
+    Column("number", Integer),  # none: taken away; the row stays, so that revisions never recur
+    Column("revision", Integer, nullable=False),
+    Column("since", Moment, nullable=False),
+    Column("by", Name, nullable=False),
+    ForeignKeyConstraint(["name", "number"], ["versions.name", "versions.number"]),
+)
+
+alias_moves = Table(
+    "alias_moves",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("alias", Name, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("action", String(16), nullable=False),
+    Column("number", Integer),
+    Column("previous", Integer),
+    Column("at", Moment, nullable=False),
+    Column("by", Name, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("artifact", ForeignKey("artifacts.content_sha256"), nullable=False, index=True),
+    Column("recorded", Moment, nullable=False),
+    Column("facts", Facts, nullable=False),
+)
+
+uses = Table(
+    "uses",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", Name, primary_key=True),
+    Column("replica", Name, primary_key=True),
+    Column("artifact", Hash, nullable=False, index=True),
+    Column("since", Moment, nullable=False),
+    Column("seen", Moment, nullable=False),
+)
+
+
+# For everyone
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("who", Name, nullable=False),
+    Column("what", Name, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", Facts, nullable=False),
+    Index("ix_audit_at", "at"),
+)
