@@ -77,6 +77,13 @@ class NotFound(PlatformError):
     status = 404
 
 
+class Conflict(PlatformError):
+    """Somebody else was faster: look again, then decide again."""
+
+    code = "CONFLICT"
+    status = 409
+
+
 class RateLimited(PlatformError):
     """A quota of the caller is used up."""
 
