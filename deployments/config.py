@@ -67,6 +67,15 @@ class Replicas(Section):
         return self
 
 
+class AdapterLimits(Section):
+    """LoRA adapters that a model serves beside itself, loaded while it runs."""
+
+    memory_mb: float = Field(default=1024, gt=0)
+    """Weights kept ready; the one unused for longest goes first, one in use never. Those of the
+    running batch lie side by side in a copy that comes on top."""
+    max_rank: int = Field(default=64, ge=1)
+
+
 class EngineConfig(Section):
     """The embedded engine: continuous batching for any Hugging Face causal LM."""
 
@@ -82,6 +91,7 @@ class EngineConfig(Section):
     """Torch threads; default: the replica's CPUs."""
     max_choices: int = Field(default=16, ge=1)
     """The largest ``n``."""
+    adapters: AdapterLimits = AdapterLimits()
 
 
 class SamplingDefaults(Section):

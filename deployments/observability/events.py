@@ -87,8 +87,51 @@ class EngineState:
     waiting: dict[Priority, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterLoaded:
+    """A replica has read an adapter into memory."""
+
+    model: str
+    duration_s: float
+    """Checks and reading; what finding its folder took is not in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFailed:
+    """An adapter did not fit, or could not be found or read for a reason of ours."""
+
+    model: str
+    adapter: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterEvicted:
+    """The adapter unused for longest made room for another."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptersResident:
+    """What a replica's adapters take in memory, after a change."""
+
+    model: str
+    adapters: int
+    bytes: int
+
+
 Event: TypeAlias = (
-    RequestFinished | RequestStarted | RequestShed | BatchRan | BatchFailed | EngineState
+    RequestFinished
+    | RequestStarted
+    | RequestShed
+    | BatchRan
+    | BatchFailed
+    | EngineState
+    | AdapterLoaded
+    | AdapterFailed
+    | AdapterEvicted
+    | AdaptersResident
 )
 Emit: TypeAlias = Callable[[Event], None]
 

@@ -13,6 +13,10 @@ from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from deployments.observability.events import (
+    AdapterEvicted,
+    AdapterFailed,
+    AdapterLoaded,
+    AdaptersResident,
     BatchFailed,
     BatchRan,
     EngineState,
@@ -185,6 +189,39 @@ BATCH_FAILURES = Metric(
     ("model",),
 )
 
+# Adapters of a model; which ones is in the answer of the admin routes.
+ADAPTER_LOADS = Metric(
+    "frontier_adapter_loads_total",
+    Kind.COUNTER,
+    "Adapters read by a replica, and those that could not be: loaded, failed.",
+    ("model", "outcome"),
+)
+ADAPTER_LOAD_SECONDS = Metric(
+    "frontier_adapter_load_seconds",
+    Kind.HISTOGRAM,
+    "Checking and reading an adapter.",
+    ("model",),
+    _WAIT,
+)
+ADAPTER_EVICTIONS = Metric(
+    "frontier_adapter_evictions_total",
+    Kind.COUNTER,
+    "Adapters that made room for others.",
+    ("model",),
+)
+ADAPTERS = Metric(
+    "frontier_adapters",
+    Kind.GAUGE,
+    "Adapters in a replica's memory.",
+    ("model",),
+)
+ADAPTER_BYTES = Metric(
+    "frontier_adapter_bytes",
+    Kind.GAUGE,
+    "Memory of a replica's adapters.",
+    ("model",),
+)
+
 TABLE: tuple[Metric, ...] = tuple(v for v in tuple(globals().values()) if isinstance(v, Metric))
 
 
@@ -205,6 +242,16 @@ def record(event: Event, sink: Sink) -> None:
             sink.add(SHED, (event.model, event.priority.value, event.reason), 1)
         case BatchFailed():
             sink.add(BATCH_FAILURES, (event.model,), 1)
+        case AdapterLoaded():
+            sink.add(ADAPTER_LOADS, (event.model, "loaded"), 1)
+            sink.observe(ADAPTER_LOAD_SECONDS, (event.model,), event.duration_s)
+        case AdapterFailed():
+            sink.add(ADAPTER_LOADS, (event.model, "failed"), 1)
+        case AdapterEvicted():
+            sink.add(ADAPTER_EVICTIONS, (event.model,), 1)
+        case AdaptersResident():
+            sink.set(ADAPTERS, (event.model,), event.adapters)
+            sink.set(ADAPTER_BYTES, (event.model,), event.bytes)
 
 
 def _batch_ran(event: BatchRan, sink: Sink) -> None:
