@@ -1,0 +1,52 @@
+"""The objective on what is held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from train.recipes.llm.data import tokens
+from train.recipes.llm.encoding import Unit
+from train.recipes.llm.objective import Objective, Row
+from train.recipes.llm.packing import groups, pack
+from train.recipes.llm.parallel import Group
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective,
+    units: Sequence[Unit],
+    *,
+    limit: int,
+    micro: int,
+    group: Group,
+    device: torch.device,
+) -> dict[str, float]:
+    """Means over all units, as each worker knows them: ``loss`` and what else there is."""
+    packed = pack(range(len(units)), [tokens(unit) for unit in units], limit)
+    passes = groups(packed, micro)
+    was_training = objective.training
+    objective.eval()
+    sums: dict[str, float] = {}
+    # Every worker runs as many passes, since parts of the model may have to meet in each;
+    # what is over is run twice and counted once.
+    for begin in range(0, len(passes), group.size):
+        index = begin + group.rank
+        counted = index < len(passes)
+        indexes = [i for sequence in passes[index if counted else 0] for i in sequence]
+        result = objective(Row.of([units[i] for i in indexes], device))
+        for name, value in result.items():
+            sums[name] = sums.get(name, 0.0) + (float(value) if counted else 0.0)
+    objective.train(was_training)
+    weight = objective.weigh(units)
+    return {name: total / weight for name, total in group.sum(sums).items()}
+
+
+def named(result: Mapping[str, float], *, perplexity: bool) -> dict[str, float]:
+    """As reported: ``eval_loss`` …, and ``perplexity`` where the loss is of tokens."""
+    metrics = {f"eval_{name}": value for name, value in result.items()}
+    if perplexity:
+        metrics["perplexity"] = math.exp(min(result["loss"], 700.0))
+    return metrics

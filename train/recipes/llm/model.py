@@ -1,0 +1,200 @@
+"""The model of a run: loaded, given its adapter, and written as an artifact.
+
+=========  =========================================================================
+adapter    what the artifact holds
+=========  =========================================================================
+lora       ``adapter_config.json``, ``adapter_model.safetensors``: PEFT's own format;
+           ``base_model_name_or_path`` is the source that ``models.sources.fetch`` takes
+none       a whole model: ``config.json``, ``model.safetensors``, the tokenizer
+=========  =========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models.errors import ConfigError
+from train.recipes.llm.config import LlmConfig, ModelConfig
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Weights = Mapping[str, torch.Tensor]
+"""Trained parameters by name, whole."""
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A causal LM and what is trained of it."""
+
+    network: Any
+    """The Hugging Face model, or PEFT's wrapper of it."""
+    tokenizer: Any
+    config: ModelConfig
+    dtype: torch.dtype
+    """Products are computed in it."""
+
+    @property
+    def causal_lm(self) -> Any:
+        """Without PEFT's wrapper, its layers still in place."""
+        return self.network if self.config.adapter == "none" else self.network.get_base_model()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def without_adapter(self) -> AbstractContextManager[object]:
+        """Inside, the base model answers."""
+        if self.config.adapter == "none":
+            raise ConfigError("a model that is trained whole has no base beside it")
+        context: AbstractContextManager[object] = self.network.disable_adapter()
+        return context
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype)
+
+    def save(self, folder: Path, weights: Weights) -> None:
+        """Write the artifact: ``weights`` in place of those the network has now."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.config.adapter == "none":
+            self._save_whole(folder, weights)
+        else:
+            self._save_adapter(folder, weights)
+
+    def _save_adapter(self, folder: Path, weights: Weights) -> None:
+        from peft import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(
+            self.network, state_dict=dict(weights), save_embedding_layers=False
+        )
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        config = self.network.peft_config["default"].to_dict()
+        config |= {"base_model_name_or_path": self.config.source, "inference_mode": True}
+        (folder / "adapter_config.json").write_text(
+            json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n"
+        )
+
+    def _save_whole(self, folder: Path, weights: Weights) -> None:
+        state = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+        for name, tensor in self.network.state_dict().items():
+            state.setdefault(name, tensor)  # buffers, and the second name of tied weights
+        self.network.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, set | frozenset):
+        return sorted(value)  # in one order, so that equal adapters have equal files
+    return str(value)
+
+
+def load(config: LlmConfig, device: torch.device) -> Model:
+    """The base model with a fresh adapter; the same on every worker.
+
+    Raises:
+        ConfigError: no such model, or one that this machine cannot train so.
+    """
+    settings = config.model
+    dtype = _dtype(settings, device)
+    network, tokenizer = _base(settings, dtype, device)
+    if settings.adapter != "none":
+        network = _with_adapter(network, config)
+    network.to(device)
+    if settings.activation_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    return Model(network=network, tokenizer=tokenizer, config=settings, dtype=dtype)
+
+
+def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype:
+    if settings.precision != "auto":
+        return PRECISIONS[settings.precision]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _base(settings: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    if settings.adapter == "qlora" and device.type != "cuda":
+        raise ConfigError(
+            "model.adapter qlora needs a CUDA device (four-bit weights of bitsandbytes),"
+            f" and this run is on {device.type}; use lora"
+        )
+    if settings.source == "tiny":
+        from train.recipes.llm.tiny import make
+
+        return make()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from models.sources import fetch
+
+    folder = fetch(settings.source, sha256=settings.sha256)
+    # Weights that are trained are fp32, whatever the products are computed in.
+    options: dict[str, Any] = {"dtype": torch.float32 if settings.adapter == "none" else dtype}
+    if settings.adapter == "qlora":
+        options |= _four_bits(dtype, device)
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.source {settings.source} holds no causal language model: {error}"
+        ) from error
+    return network, tokenizer
+
+
+def _four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("model.adapter qlora needs pip install 'frontier-run[qlora]'")
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": quantisation, "device_map": {"": device.index or 0}}
+
+
+def _with_adapter(network: Any, config: LlmConfig) -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # PEFT asks the hub about base models
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    settings = config.model.lora
+    if config.model.adapter == "qlora":
+        network = prepare_model_for_kbit_training(
+            network, use_gradient_checkpointing=config.model.activation_checkpointing
+        )
+    targets = settings.targets
+    lora = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            return get_peft_model(network, lora)
+        except ValueError as error:
+            raise ConfigError(f"model.lora: {error}") from error
