@@ -13,30 +13,14 @@ cannot be loaded is logged and tried again later; what works goes on working.
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.config import BatchLimits
+from deployments.engines.pointer import LookUp, Pointer, Version, clocked
 from models.contracts import Json, Priority
-
-logger = logging.getLogger(__name__)
-
-RETRY_S = 60.0
-"""Before a version that could not be loaded is tried again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """What a source names at a moment."""
-
-    content_sha256: str | None
-    """``None``: of a source that has no versions."""
-    name: str | None = None
-    """NAME@VERSION in the registry."""
 
 
 class Batching(Protocol):
@@ -57,55 +41,55 @@ class Batching(Protocol):
 class Working:
     """One version at work."""
 
-    version: Version
     batching: Batching
     users: int = 0
 
 
-@dataclass(eq=False, kw_only=True)
 class Following:
     """The version at work, and how it changes. All methods belong to one event loop.
 
     Args:
-        first: the version to begin with, loaded.
-        resolve: what the source names now; may raise anything.
+        version: what the source names at first, and ``batching``, which brings it to work.
+        look_up: what the source names now; may raise anything.
         load: brings a version to work; runs in a thread and may take seconds.
     """
 
-    first: Working
-    limits: BatchLimits
-    resolve: Callable[[], Awaitable[Version]]
-    load: Callable[[Version], Batching]
-    clock: Callable[[], float] = time.monotonic
-    _refused: Version | None = field(default=None, init=False)
-    _retry_at: float = field(default=0.0, init=False)
-    _complaint: str = field(default="", init=False)
-    _closing: set[asyncio.Task[None]] = field(default_factory=set, init=False)
-
-    def __post_init__(self) -> None:
-        self._working = self.first
-        self._working.batching.configure(self.limits)
+    def __init__(
+        self,
+        version: Version,
+        batching: Batching,
+        limits: BatchLimits,
+        *,
+        look_up: LookUp,
+        load: Callable[[Version], Batching],
+        clock: Callable[[], float] = clocked,
+    ) -> None:
+        self._limits = limits
+        self._load = load
+        self._pointer = Pointer(version, Working(batching), look_up, self._bring, clock)
+        self._closing: set[asyncio.Task[None]] = set()
+        batching.configure(limits)
 
     @property
     def version(self) -> Version:
         """What a request that comes now will be answered by."""
-        return self._working.version
+        return self._pointer.version
 
     @contextmanager
-    def pinned(self) -> Iterator[Working]:
+    def pinned(self) -> Iterator[tuple[Version, Batching]]:
         """The version at work, which stays at work until the block ends."""
-        working = self._working
+        working = self._pointer.value
         working.users += 1
         try:
-            yield working
+            yield self._pointer.version, working.batching
         finally:
             working.users -= 1
             self._let_go(working)
 
     def configure(self, limits: BatchLimits) -> None:
         """Hold for this version and for those to come."""
-        self.limits = limits
-        self._working.batching.configure(limits)
+        self._limits = limits
+        self._pointer.value.batching.configure(limits)
 
     async def follow(self, every_s: float) -> None:
         """Never returns; cancel it."""
@@ -115,38 +99,17 @@ class Following:
 
     async def refresh(self) -> None:
         """Look once, and exchange what has changed. Never raises."""
-        try:
-            wanted = await self.resolve()
-            at_work = self._working.version
-            if wanted.content_sha256 == at_work.content_sha256:
-                self._working.version = wanted  # the same under another name
-                self._complaint = ""
-                return
-            if wanted == self._refused and self.clock() < self._retry_at:
-                return
-            try:
-                batching = await asyncio.to_thread(self.load, wanted)
-            except Exception:
-                self._refused, self._retry_at = wanted, self.clock() + RETRY_S
-                raise
-        except Exception as error:
-            self._complain(error)
-            return
-        batching.configure(self.limits)
-        old, self._working = self._working, Working(wanted, batching)
-        logger.info("%s takes over from %s", wanted.name, at_work.name)
-        self._refused, self._complaint = None, ""
+        old = self._pointer.value
+        await self._pointer.refresh()
         self._let_go(old)
 
+    async def _bring(self, version: Version) -> Working:
+        batching = await asyncio.to_thread(self._load, version)
+        batching.configure(self._limits)
+        return Working(batching)
+
     def _let_go(self, working: Working) -> None:
-        if working is not self._working and not working.users:
+        if working is not self._pointer.value and not working.users:
             closing = asyncio.get_running_loop().create_task(working.batching.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-
-    def _complain(self, error: Exception) -> None:
-        """Once for each reason: a database that is down is asked every few seconds."""
-        if (complaint := f"{type(error).__name__}: {error}") != self._complaint:
-            self._complaint = complaint
-            name = self._working.version.name
-            logger.error("%s stays at work; its source failed: %s", name, complaint)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.config import BatchLimits
-from deployments.engines.following import RETRY_S, Following, Version, Working
+from deployments.engines.following import Batching, Following
+from deployments.engines.pointer import RETRY_S, Version
 from models.contracts import Json, Priority
 from models.errors import ConfigError, Unavailable
 from tests.gateway.server import wait_until
@@ -50,14 +51,15 @@ class World:
         first = FakeBatching("1")
         self.loaded.append(first)
         self.following = Following(
-            first=Working(self.named, first),
-            limits=BatchLimits(max_batch_size=3),
-            resolve=self.resolve,
+            self.named,
+            first,
+            BatchLimits(max_batch_size=3),
+            look_up=self.look_up,
             load=self.load,
             clock=lambda: self.now,
         )
 
-    async def resolve(self) -> Version:
+    async def look_up(self) -> Version:
         if self.down:
             raise self.down
         return self.named
@@ -73,8 +75,8 @@ class World:
         self.named = Version(name=f"m@{number}", content_sha256=str(number))
 
 
-async def ask(working: Working) -> Json:
-    return await working.batching.submit(0, tenant="t", priority=Priority.STANDARD)
+async def ask(working: tuple[Version, Batching]) -> Json:
+    return await working[1].submit(0, tenant="t", priority=Priority.STANDARD)
 
 
 async def test_a_request_keeps_the_version_it_began_with() -> None:
@@ -166,7 +168,7 @@ def test_whatever_happens(steps: list[tuple[str, int]]) -> None:
 async def _whatever_happens(steps: list[tuple[str, int]]) -> None:
     world = World()
     ever_broken: set[str | None] = set()
-    requests: list[tuple[ExitStack, Working, Json]] = []
+    requests: list[tuple[ExitStack, tuple[Version, Batching], Json]] = []
     for step, number in steps:
         match step:
             case "move":
@@ -197,8 +199,8 @@ async def _whatever_happens(steps: list[tuple[str, int]]) -> None:
                 stack.close()
         await asyncio.sleep(0)
         at_work = [b for b in world.loaded if not b.closed]
-        needed = {id(w.batching) for _, w, _ in requests}
+        needed = {id(working[1]) for _, working, _ in requests}
         with world.following.pinned() as working:
-            needed.add(id(working.batching))
+            needed.add(id(working[1]))
         assert {id(b) for b in at_work} == needed
         assert all(b.closed <= 1 for b in world.loaded)
