@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
+from deployments.engines.linears import observed_groups, pack_if_equal
 from models.contracts import Json
 from models.errors import ConfigError, InvalidInput
 
@@ -53,13 +54,15 @@ class SentenceEncoder:
         self._model = model.to(device).eval()
         words = self._tokenizer("warm up")["input_ids"]
         try:  # the first pass is slow, and the only sure way to learn what fits
-            self._encode([(words * max_tokens)[:max_tokens]])
+            with observed_groups(self._model) as groups:
+                self._encode([(words * max_tokens)[:max_tokens]])
         except (IndexError, RuntimeError) as error:
             raise ConfigError(
                 f"max_tokens is {max_tokens}, but the model at {folder} cannot read that many:"
                 f" {error}",
                 param="max_tokens",
             ) from error
+        pack_if_equal(self._model, groups, lambda: torch.from_numpy(self._encode([words])))
 
     def predict_batch(self, inputs: Sequence[Json]) -> Sequence[Json]:
         """Raises InvalidInput, with ``details["index"]``, before anything is computed."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from deployments.engines.linears import Groups, observed_groups
 from deployments.engines.sequence import Call, Chunk, Sequence, Step
 from models.contracts import GenerateRequest
 from models.errors import ConfigError
@@ -29,8 +30,11 @@ HALF_PRECISION_TOLERANCE = 0.1
 
 
 @torch.inference_mode()
-def check_fit(runner: Runner) -> None:
+def check_fit(runner: Runner) -> Groups:
     """Exchange the attention of the runner's model for the engine's, and compare.
+
+    Returns:
+        Its linear layers that share an input.
 
     Raises:
         ConfigError: the model does not run, or gives other logits.
@@ -39,7 +43,8 @@ def check_fit(runner: Runner) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, runner.vocab_size, (2, TOKENS), generator=generator)
     try:
-        own = runner.model(input_ids=tokens.to(runner.device), use_cache=False).logits
+        with observed_groups(runner.model) as groups:
+            own = runner.model(input_ids=tokens.to(runner.device), use_cache=False).logits
         runner.attach()
         packed, beside_long = _packed(runner, tokens.tolist())
     except ConfigError:
@@ -65,6 +70,15 @@ def check_fit(runner: Runner) -> None:
             f" (relative difference {difference:.2g}), since it scales positions by the longest;"
             " set engine.context to the length it has without scaling."
         )
+    return groups
+
+
+@torch.inference_mode()
+def probe(runner: Runner) -> torch.Tensor:
+    """Logits ``[1, vocabulary]`` after a short prompt, through the engine's attention."""
+    tokens = range(1, min(runner.vocab_size, TOKENS))
+    logits, _ = runner.run(Step(copies=(), chunks=(_chunks(0, list(tokens), 0)[0],)))
+    return logits.clone()
 
 
 def _packed(runner: Runner, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,30 +2,48 @@
 
 ``torch.nn.functional.linear`` repacks or walks the plain layout at every call. With the
 weight packed beforehand the same product, in the same precision, takes about half the
-time (``python -m benchmarks.linears`` measures it). The operator is the one that
-TorchInductor emits for frozen weights.
+time, and layers that are given the very same tensor (query, key and value; gate and up) are
+computed as one (``python -m benchmarks.linears`` measures both). The operator is the one
+that TorchInductor emits for frozen weights.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
 import torch
 from torch import nn
 
+_log = logging.getLogger(__name__)
+
 PACK_ROWS = 32
 """Rows the layout is tuned for; it is right for any number of rows."""
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of a model's outputs, relative to the largest of them."""
+
+Groups: TypeAlias = Sequence[Sequence[nn.Linear]]
+"""Linear layers that were given the very same tensor, in the order of their calls."""
 
 
 class PackedLinear(nn.Module):
     """``y = x Wᵀ + b`` with ``W`` packed; inference only."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, *linears: nn.Linear) -> None:
+        """Several layers: their outputs one after the other."""
         super().__init__()
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        weight = linear.weight.detach().contiguous()
+        self.in_features = linears[0].in_features
+        self.out_features = sum(linear.out_features for linear in linears)
+        # Copies: one tensor left of a mapped weight file keeps all of it in memory.
+        weight = torch.cat([linear.weight.detach() for linear in linears])
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
-        # A copy: one tensor left of a mapped weight file keeps all of it in memory.
-        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        self._bias = None
+        if any(linear.bias is not None for linear in linears):
+            self._bias = torch.cat([_bias(linear) for linear in linears])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -34,18 +52,133 @@ class PackedLinear(nn.Module):
         return out
 
 
-def pack_linears(model: nn.Module) -> int:
-    """Replace every float32 ``nn.Linear`` on the CPU; returns how many. Others are left alone."""
-    if not torch._C._has_mkldnn:
+class SharedLinear(nn.Module):
+    """One of several layers over the same input: the first that is called computes them all.
+
+    Right for any order of calls; only the speed counts on the one that was observed.
+    """
+
+    def __init__(self, group: _Group, index: int) -> None:
+        super().__init__()
+        self._group = group
+        self._index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._group.output(self._index, x)
+
+
+class _Group:
+    """Outputs that wait for their layers, and the input that they belong to."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self.packed = PackedLinear(*linears)
+        self._sizes = [linear.out_features for linear in linears]
+        self._input: torch.Tensor | None = None
+        self._outputs: list[torch.Tensor | None] = []
+        self._waiting = 0
+
+    def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        if x is not self._input or self._outputs[index] is None:
+            self._input = x  # held, so that no other tensor can take its identity
+            self._outputs = list(self.packed(x).split(self._sizes, dim=-1))
+            self._waiting = len(self._sizes)
+        out = self._outputs[index]
+        assert out is not None
+        self._outputs[index] = None
+        self._waiting -= 1
+        if not self._waiting:
+            self._input = None
+        return out
+
+
+@contextmanager
+def observed_groups(model: nn.Module) -> Iterator[Groups]:
+    """Learn from a forward pass in the block which layers share their input.
+
+    Yields a list that is filled when the block ends. Layers that the pass called more than
+    once are left out: what they share may change from call to call.
+    """
+    calls: list[tuple[nn.Linear, torch.Tensor]] = []
+
+    def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if given and isinstance(module, nn.Linear):
+            calls.append((module, given[0]))
+
+    linears = {module for module in model.modules() if _packable(module)}
+    hooks = [linear.register_forward_pre_hook(note) for linear in linears]
+    groups: list[Sequence[nn.Linear]] = []
+    try:
+        yield groups
+    finally:
+        for hook in hooks:
+            hook.remove()
+    by_input: dict[int, list[nn.Linear]] = {}
+    for linear, given in calls:
+        by_input.setdefault(id(given), []).append(linear)
+    called = Counter(linear for linear, _ in calls)
+    groups += [
+        group
+        for group in by_input.values()
+        if len(group) > 1 and all(called[linear] == 1 for linear in group)
+    ]
+
+
+def pack_if_equal(model: nn.Module, groups: Groups, probe: Callable[[], torch.Tensor]) -> int:
+    """Pack the model's linear layers, unless it then fails or answers otherwise.
+
+    Args:
+        groups: layers to compute as one, from ``observed_groups``.
+        probe: runs the model; deterministic.
+
+    Returns:
+        How many layers are packed.
+    """
+    before = probe()
+    plain = pack_linears(model, groups)
+    try:
+        difference = (probe() - before).abs().max() / before.abs().max().clamp(min=1e-6)
+        fits = bool(difference <= TOLERANCE)
+    except Exception as error:  # a model may read weights past its layers' forward
+        fits = False
+        _log.warning("%s keeps its plain linear layers: %s", type(model).__name__, error)
+    if not fits:
+        for parent, name, child in plain:
+            setattr(parent, name, child)
         return 0
-    packed = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if (
-                type(child) is nn.Linear
-                and child.weight.dtype == torch.float32
-                and child.weight.device.type == "cpu"
-            ):
-                setattr(module, name, PackedLinear(child))
-                packed += 1
-    return packed
+    return len(plain)
+
+
+def pack_linears(model: nn.Module, groups: Groups = ()) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Replace every float32 ``nn.Linear`` on the CPU; others are left alone.
+
+    Returns:
+        What was replaced: the module that held it, its name there, and the layer.
+    """
+    if not torch._C._has_mkldnn:
+        return []
+    shared: dict[nn.Module, nn.Module] = {}
+    for linears in groups:
+        group = _Group(linears)
+        shared |= {linear: SharedLinear(group, i) for i, linear in enumerate(linears)}
+    replaced = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if _packable(child):
+                assert isinstance(child, nn.Linear)
+                setattr(parent, name, shared.get(child) or PackedLinear(child))
+                replaced.append((parent, name, child))
+    return replaced
+
+
+def _packable(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Linear
+        and module.weight.dtype == torch.float32
+        and module.weight.device.type == "cpu"
+    )
+
+
+def _bias(linear: nn.Linear) -> torch.Tensor:
+    if linear.bias is None:
+        return linear.weight.new_zeros(linear.out_features)
+    return linear.bias.detach()

@@ -7,6 +7,7 @@ nonsense.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from deployments.config import EngineConfig
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
-from deployments.engines.fit import check_fit, first_line
+from deployments.engines.fit import check_fit, first_line, probe
 from deployments.engines.kv import SlotCache
-from deployments.engines.linears import pack_linears
+from deployments.engines.linears import pack_if_equal
 from deployments.engines.sequence import Chunk, Step
 from models.errors import ConfigError
 
@@ -41,11 +42,11 @@ class Runner:
         self.cache = SlotCache(slots=config.slots, context=self.context)
         self._attention = SlotAttention(self.cache)
         try:
-            check_fit(self)
+            groups = check_fit(self)
         except BaseException:
             self.close()
             raise
-        pack_linears(self.model)
+        pack_if_equal(self.model, groups, partial(probe, self))
         _let_go_of_file(self.model)
 
     def attach(self) -> None:

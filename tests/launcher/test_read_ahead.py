@@ -27,4 +27,3 @@ def test_torch_comes_first_then_weights_model_by_model(tmp_path: Path) -> None:
         }
     )
     assert list(read_ahead.files(platform, tmp_path)) == [library, weights]
-
