@@ -123,7 +123,8 @@ class RunContext(Protocol):
             step: how far; increases from report to report and goes on after a resume.
             total: how far it will go, for the progress bar.
             checkpoint: writes all that is needed to go on from here. It is committed whole
-                or not at all.
+                or not at all. Every worker calls it, so that it may gather; what the first
+                one writes is kept.
         """
         ...
 
@@ -160,6 +161,8 @@ class Recipe(Generic[C]):
     """Inputs that the predictor understands: documentation, warm-up and tests."""
     inputs: tuple[str, ...] = ()
     """Kinds of artifact it starts from."""
+    parallel: bool = False
+    """It divides its work over ``context.workers``: the same metrics with any number of them."""
     space: Mapping[str, Domain] = field(default_factory=dict)
     """Its default sweep: configuration key (dotted when nested) → domain."""
     licence: str = "Apache-2.0"

@@ -1,0 +1,71 @@
+"""What made a run: code, packages, machine, data. Enough to make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+"""Of the project, or of the copy that a job runs in."""
+
+SOURCES = ("models", "state", "train", "tune")
+
+
+def code_revision(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
+    """A commit, with ``+changes`` if the tree is not clean.
+
+    ``ray job submit`` copies the tree without its ``.git``: then ``FRONTIER_REVISION`` or a
+    file ``REVISION`` in it says which commit it was, or else the hash of its sources does.
+    """
+    if told := environ.get("FRONTIER_REVISION"):
+        return told
+    if (root / ".git").exists() and (commit := _git(root, "rev-parse", "HEAD")):
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        return commit + ("+changes" if changed else "")
+    try:
+        return (root / "REVISION").read_text().strip()
+    except OSError:
+        return f"sources:{_hash_of_sources(root)}"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Interpreter, packages and machine. No names of hosts or users."""
+    packages = {
+        each.metadata["Name"]: each.version
+        for each in importlib.metadata.distributions()
+        if each.metadata["Name"]
+    }
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "packages": dict(sorted(packages.items(), key=lambda each: each[0].lower())),
+    }
+
+
+def _git(root: Path, *words: str) -> str:
+    """Nothing if git is not there or says no."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _hash_of_sources(root: Path) -> str:
+    digest = hashlib.sha256()
+    for package in SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
