@@ -23,11 +23,13 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from pathlib import Path
 
 import torch
 
 from deployments.config import EngineConfig, QueueConfig
+from deployments.engines.adapters import AdapterInfo, AdapterStore, Lease, Resolve
 from deployments.engines.admission import Limits, admit
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.output import Output
@@ -63,7 +65,9 @@ class Engine:
         folder: config.json, safetensors and tokenizer.json.
         config: slots, context, step budget, dtype, device, threads.
         queue: the waiting room.
-        emit: told what happens, from the engine's thread; of a full queue, from the caller's.
+        resolve: finds the folder of an adapter that ``load_adapter`` was not called for.
+        emit: told what happens, from the engine's thread; of a full queue, from the caller's; of
+            adapters, from whoever loads them.
         clock: seconds, never running backwards.
 
     Raises:
@@ -77,6 +81,7 @@ class Engine:
         config: EngineConfig,
         queue: QueueConfig,
         *,
+        resolve: Resolve | None = None,
         emit: Emit = discard,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,6 +101,14 @@ class Engine:
             WaitingQueue(queue.classes(), clock=clock),
             slots=config.slots,
             step_tokens=config.step_tokens,
+            clock=clock,
+        )
+        self._adapters = AdapterStore(
+            name,
+            self._runner.open_adapter,
+            max_bytes=int(config.adapters.memory_mb * 2**20),
+            resolve=resolve,
+            emit=emit,
             clock=clock,
         )
         self._outputs: dict[Sequence, Output] = {}
@@ -133,16 +146,45 @@ class Engine:
             arrived=arrived,
         )
         mailbox = Mailbox(asyncio.get_running_loop())
-        self._submit(call, mailbox)
+        lease = await self._lease(call)
         try:
-            while True:
-                for delta in await mailbox.take():
-                    yield delta
-                    if delta.usage is not None:
-                        return
+            self._submit(call, mailbox)
+            try:
+                while True:
+                    for delta in await mailbox.take():
+                        yield delta
+                        if delta.usage is not None:
+                            return
+            finally:
+                if not mailbox.finished:
+                    self._cancel(call)
         finally:
-            if not mailbox.finished:
-                self._cancel(call)
+            if lease is not None:
+                lease.release()
+
+    # --- called from any thread ---------------------------------------------------------
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Serve a PEFT LoRA adapter as ``GenerateRequest.adapter``; a newer version of the same
+        name takes the place of the older one. Blocks while it reads; the engine goes on.
+
+        Raises:
+            InvalidInput: not an adapter that this model can serve; the message says why.
+            Overloaded: there is no room while the others are in use.
+        """
+        return self._adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests that began with it end with it.
+
+        Raises:
+            NotFound: there is none of that name; the message names the others.
+        """
+        self._adapters.unload(name)
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """By name: those in memory, and those that the next request would bring back."""
+        return self._adapters.list()
 
     def close(self) -> None:
         """Stop after the running step; requests still in flight get ``Unavailable``."""
@@ -150,9 +192,20 @@ class Engine:
             self._closing = True
             self._lock.notify()
         self._thread.join()
+        self._adapters.close()
         self._runner.close()
 
     # --- called from asyncio ------------------------------------------------------------
+
+    async def _lease(self, call: Call) -> Lease | None:
+        """The call's adapter, in memory until the lease is released."""
+        name = call.request.adapter
+        if name is None:
+            return None
+        left = call.deadline - self._clock()
+        lease = await self._adapters.lease(name, timeout_s=None if left == inf else left)
+        call.adapter = lease.adapter
+        return lease
 
     def _submit(self, call: Call, mailbox: Mailbox) -> None:
         try:

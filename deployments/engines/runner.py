@@ -14,10 +14,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from deployments.config import EngineConfig
+from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
 from deployments.engines.fit import check_fit, first_line, probe
 from deployments.engines.kv import SlotCache
 from deployments.engines.linears import pack_if_equal
+from deployments.engines.lora import LoraMixer, observed_targets
+from deployments.engines.lora_file import LoraFile
 from deployments.engines.sequence import Chunk, Step
 from models.errors import ConfigError
 
@@ -41,17 +44,36 @@ class Runner:
         self.vocab_size: int = self.model.config.get_text_config().vocab_size
         self.cache = SlotCache(slots=config.slots, context=self.context)
         self._attention = SlotAttention(self.cache)
+        self._mixer = LoraMixer(self.model, torch.empty(0, dtype=self.dtype, device=self.device))
         try:
-            groups = check_fit(self)
+            with observed_targets(self.model) as targets:
+                groups = check_fit(self)
         except BaseException:
             self.close()
             raise
         pack_if_equal(self.model, groups, partial(probe, self))
         _let_go_of_file(self.model)
+        self._max_rank = config.adapters.max_rank
+        self._targets = targets
 
     def attach(self) -> None:
         """Exchange the model's attention for that over the slots."""
         self.model.set_attn_implementation(self._attention.name)
+
+    def open_adapter(self, name: str, folder: Path) -> LoraFile:
+        """From any thread.
+
+        Raises:
+            InvalidInput: it is none, or none that fits this model.
+        """
+        return LoraFile(
+            name,
+            folder,
+            self._targets,
+            max_rank=self._max_rank,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     @torch.inference_mode()
     def run(self, step: Step) -> tuple[torch.Tensor, tuple[Chunk, ...]]:
@@ -65,6 +87,7 @@ class Runner:
             self.cache.copy(copy.source, copy.target, copy.length)
         single = sorted((c for c in step.chunks if len(c.tokens) == 1), key=lambda c: c.slot)
         several = [c for c in step.chunks if len(c.tokens) > 1]
+        several.sort(key=_adapter_number)  # so that rows with one adapter lie together
         chunks = (*single, *several)
 
         tokens: list[int] = []
@@ -86,11 +109,19 @@ class Runner:
             slots = self._tensor([c.slot for c in single])
             spans.append(DecodeSpan(slots, position_row[: len(single)]))
         begin = len(single)
+        runs: list[tuple[slice, Adapter]] = []
         for chunk in several:
             span = slice(begin, begin + len(chunk.tokens))
             spans.append(PrefillSpan(span, chunk.slot, position_row[span]))
             begin = span.stop
+            adapter = chunk.sequence.call.adapter
+            if adapter is None:
+                continue
+            if runs and runs[-1][1] is adapter:
+                span = slice(runs.pop()[0].start, span.stop)
+            runs.append((span, adapter))
 
+        self._mixer.begin([c.sequence.call.adapter for c in single], runs)
         self.cache.place(self._tensor(rows))
         self._attention.begin(spans)
         logits = self.model(
@@ -113,6 +144,11 @@ class Runner:
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _adapter_number(chunk: Chunk) -> int:
+    adapter = chunk.sequence.call.adapter
+    return adapter.number if adapter is not None else 0
 
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

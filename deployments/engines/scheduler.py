@@ -11,9 +11,10 @@ Slots. Sequence and KV slot belong together one to one. Sequences that run occup
 lowest slots with as few holes as can be had: a newcomer fills the lowest hole, and when
 nobody comes, the highest moves down. So the decode batch is one slice of the cache.
 
-Shared prompts. A newcomer whose tenant already runs a sequence with the same beginning
-copies those keys and values instead of computing them; for the ``n`` choices of one
-request that is the whole prompt. Never across tenants: timing would tell what others ask.
+Shared prompts. A newcomer whose tenant already runs a sequence with the same beginning and
+the same version of the same adapter copies those keys and values instead of computing them;
+for the ``n`` choices of one request that is the whole prompt. Never across tenants: timing
+would tell what others ask.
 """
 
 from __future__ import annotations
@@ -171,6 +172,8 @@ class Scheduler:
         head = list(prompt[:MIN_SHARED_TOKENS])
         for sequence in self.running():
             if sequence.call.request.tenant != newcomer.call.request.tenant:
+                continue
+            if sequence.call.adapter is not newcomer.call.adapter:
                 continue
             if sequence.tokens[:MIN_SHARED_TOKENS] != head:
                 continue

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from deployments.engines.queue import Ticket
 from models.contracts import FinishReason, GenerateRequest
+
+if TYPE_CHECKING:
+    from deployments.engines.adapters import Adapter
 
 
 @dataclass(eq=False, slots=True)
@@ -20,6 +24,8 @@ class Call:
     arrived: float
     deadline: float
     """When the whole answer is due."""
+    adapter: Adapter | None = None
+    """In memory while the call lives. Keys and values depend on it."""
     ticket: Ticket[Call] | None = None
     sequences: list[Sequence] = field(default_factory=list)
     started: float | None = None
