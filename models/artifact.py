@@ -205,8 +205,8 @@ def seal(folder: Path, facts: Facts, *, keys: Keys | None = None) -> Manifest:
     if signature := keys.sign(text):
         _write(folder / SIGNATURE, signature)
     _write(folder / MANIFEST, text)
-    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync(path)
+    for directory in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+        _sync(directory)
     return manifest
 
 

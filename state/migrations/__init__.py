@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+# Alembic is imported where it works: most commands and tests never open a database.
 
 
 def config() -> Config:
+    from alembic.config import Config
+
     made = Config()
     here = str(Path(__file__).parent)
     made.set_main_option("script_location", here.replace("%", "%%"))
@@ -25,6 +30,8 @@ def config() -> Config:
 
 @cache
 def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
     return ScriptDirectory.from_config(config())
 
 
@@ -43,11 +50,15 @@ def known() -> frozenset[str]:
 
 def revision_of(connection: Connection) -> str | None:
     """``None``: no tables yet."""
+    from alembic.runtime.migration import MigrationContext
+
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(connection: Connection) -> None:
     """Inside the transaction of ``connection``: all of it happens or nothing."""
+    from alembic import command
+
     told = config()
     told.attributes["connection"] = connection
     command.upgrade(told, "head")
