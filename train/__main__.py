@@ -16,14 +16,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from models import artifact
 from models.errors import ConfigError, InvalidInput, PlatformError
+from models.versions import check_name
 from state.places import Places
 from train import config as configuration
 from train.checkpoints import Best
@@ -114,6 +116,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     try:
+        if arguments.register:
+            check_name(arguments.register)
         with _terminated_as_interrupted():
             if arguments.list:
                 return _list()
@@ -217,17 +221,18 @@ def _train(plan: Plan) -> int:
     from train import inputs, progress
     from train.run import run
 
+    folders = inputs.resolve(plan.recipe, plan.inputs, _from_registry)
     result = run(
         plan.recipe,
         plan.config,
         folder=plan.folder,
         smoke=plan.smoke,
-        inputs=inputs.resolve(plan.recipe, plan.inputs, _from_registry),
+        inputs=folders,
         launch=plan.launch.model_dump(mode="json"),
         keep=plan.launch.checkpoints.last,
         best=plan.best,
         place=_place(plan),
-        subscribers=[progress.subscriber(), *_keepers(plan)],
+        subscribers=[progress.subscriber(), *_keepers(plan), *_holding(plan, folders)],
     )
     _tell(result)
     if not result.passed:
@@ -235,7 +240,7 @@ def _train(plan: Plan) -> int:
             _say("not registered: a gate failed")
         return GATES_FAILED
     if plan.register is not None:
-        _register(result, plan.register or plan.recipe.name)
+        _register(result, plan.register or None)
     return PASSED
 
 
@@ -255,6 +260,19 @@ def _keepers(plan: Plan) -> Iterator[Any]:
     yield from tracking.subscribers(plan.launch.tracking, _say)
     if plan.launch.plots:
         yield tracking.Forgiving(Plots(), _say)
+
+
+def _holding(plan: Plan, folders: Mapping[str, Path]) -> Iterator[Any]:
+    """Of inputs that came from the registry."""
+    hashes = {
+        kind: artifact.read(path).content_sha256
+        for kind, path in folders.items()
+        if not Path(plan.inputs[kind]).expanduser().is_dir()
+    }
+    if hashes:
+        from train import registered
+
+        yield registered.Holding(hashes, _say)
 
 
 def _tell(result: Result) -> None:
@@ -314,11 +332,20 @@ def _defaults(recipe: Recipe[Any]) -> dict[str, Any]:
 
 
 def _from_registry(reference: str) -> Path:
-    raise ConfigError(f"{reference}: this build has no registry yet; give a folder")
+    from train import registered  # brings the database
+
+    return registered.fetch(reference)
 
 
-def _register(result: Result, name: str) -> None:
-    raise ConfigError(f"{name}: this build has no registry yet")
+def _register(result: Result, name: str | None) -> None:
+    from train import registered
+
+    if result.manifest is None:
+        raise ConfigError("there is nothing to register: the recipe makes no artifact")
+    folder = result.folder
+    by = f"train {folder.id}"
+    version = registered.register(folder.path / "artifact", result.manifest, by=by, name=name)
+    print(f"registered {version}", flush=True)
 
 
 @contextmanager
