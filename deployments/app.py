@@ -13,8 +13,8 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.config import EmbedModel, GenerateModel, Replicas, parse
-from deployments.replicas import EmbedderReplica, GatewayReplica, GeneratorReplica
+from deployments.config import FixedCostModel, Replicas, parse
+from deployments.replicas import GatewayReplica, GeneratorReplica, PredictorReplica
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -26,11 +26,13 @@ def build(args: Mapping[str, Any]) -> Application:
     config = parse(args)
     models: dict[str, Application] = {}
     for name, model in config.models.items():
-        shell = GeneratorReplica if isinstance(model, GenerateModel) else EmbedderReplica
+        shell = PredictorReplica if isinstance(model, FixedCostModel) else GeneratorReplica
         deployment = serve.deployment(shell, name=name).options(**options(model.replicas))
-        if isinstance(model, EmbedModel):
+        if isinstance(model, FixedCostModel):
             deployment = deployment.options(user_config=model.batcher.limits())
-        models[name] = deployment.bind(name, model.model_dump(mode="json"))
+        models[name] = deployment.bind(
+            name, model.model_dump(mode="json"), config.registry.model_dump(mode="json")
+        )
     ingress = serve.deployment(serve.ingress()(GatewayReplica), name="gateway")
     ingress = ingress.options(**options(config.gateway.replicas))
     return ingress.bind(config.model_dump(mode="json"), models)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.contracts import Priority
 from models.errors import ConfigError
@@ -141,6 +141,7 @@ class BatcherConfig(BatchLimits):
 class FixedCostModel(Section):
     """What every model that is a function of a batch has in common."""
 
+    task: str
     source: str
     """A path, ``wheel:``, ``hf:``, or ``registry:NAME@ALIAS_OR_VERSION``. What an alias names is
     looked up every ``registry.refresh_s`` and exchanged while the model serves."""
@@ -163,6 +164,16 @@ class PredictModel(FixedCostModel):
     """A trained artifact that predicts; its manifest names what loads it."""
 
     task: Literal["predict"]
+
+    @field_validator("source")
+    @classmethod
+    def _artifact(cls, source: str) -> str:
+        if not source.startswith(("registry:", "path:", "/", "./", "../", "~")):
+            raise ValueError(
+                "expected registry:NAME@ALIAS_OR_VERSION or the folder of a sealed artifact"
+            )
+        return source
+
     max_inputs: int = Field(default=256, ge=1, le=4096)
     """Of one request."""
     max_input_bytes: int = Field(default=65_536, ge=1)

@@ -10,7 +10,9 @@ another one. After the first output it cannot be repeated, and the client is tol
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -20,9 +22,11 @@ from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.gateway.services import EmbedResult
-from models.contracts import Delta, GenerateRequest, Priority
+from deployments.gateway.services import EmbedResult, PredictResult
+from models.contracts import Delta, GenerateRequest, Json, Priority
 from models.errors import InternalError, Overloaded, PlatformError, Unavailable, UpstreamError
+
+logger = logging.getLogger(__name__)
 
 RETRY_DELAY_S = 0.2
 """Doubled at each further attempt; the router waits for a replica by itself."""
@@ -67,9 +71,8 @@ class RemoteEmbedder:
     """An ``Embedder`` over the replicas of one deployment."""
 
     def __init__(self, name: str, handle: DeploymentHandle, *, retries: int) -> None:
-        self._name = name
         self._embed = handle.embed
-        self._retries = retries
+        self._ask = partial(ask, name, retries)
 
     async def embed(
         self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
@@ -79,25 +82,44 @@ class RemoteEmbedder:
             inputs[at : at + EMBED_CALL_INPUTS] for at in range(0, len(inputs), EMBED_CALL_INPUTS)
         ]
         results: list[tuple[NDArray[np.float32], int]] = await asyncio.gather(
-            *(self._call(part, priority, tenant, timeout_s) for part in parts)
+            *(self._ask(self._embed, list(part), priority, tenant, timeout_s) for part in parts)
         )
         return EmbedResult(
             vectors=[vector for vectors, _ in results for vector in vectors],
             prompt_tokens=sum(tokens for _, tokens in results),
         )
 
-    async def _call(
-        self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
-    ) -> Any:
-        for attempt in count():
-            try:
-                answer = await self._embed.remote(list(inputs), priority, tenant, timeout_s)
-                break
-            except Exception as error:
-                await try_again(self._name, error, attempt, self._retries)
-        if isinstance(answer, PlatformError):
-            raise answer
-        return answer
+
+class RemotePredictor:
+    """A ``BatchPredictor`` over the replicas of one deployment."""
+
+    def __init__(self, name: str, handle: DeploymentHandle, *, retries: int) -> None:
+        self._predict = handle.predict
+        self._ask = partial(ask, name, retries)
+
+    async def predict(
+        self, inputs: Sequence[Json], *, priority: Priority, tenant: str, timeout_s: float | None
+    ) -> PredictResult:
+        """One call, however many inputs: all of them are answered by one version."""
+        outputs, version = await self._ask(self._predict, list(inputs), priority, tenant, timeout_s)
+        return PredictResult(predictions=outputs, version=version)
+
+
+async def ask(name: str, retries: int, method: DeploymentHandle, *args: Any) -> Any:
+    """What a replica answers to a call that may be repeated.
+
+    Raises:
+        PlatformError: the one that it sent, or what went wrong on the way.
+    """
+    for attempt in count():
+        try:
+            answer = await method.remote(*args)
+            break
+        except Exception as error:
+            await try_again(name, error, attempt, retries)
+    if isinstance(answer, PlatformError):
+        raise answer
+    return answer
 
 
 async def try_again(name: str, error: Exception, attempt: int, retries: int) -> None:
@@ -128,6 +150,18 @@ def translate(name: str, error: Exception) -> PlatformError:
     if isinstance(error, RayActorError) or isinstance(cause, RayActorError):
         return UpstreamError(f"The replica of {name} that was answering was lost.")
     return InternalError(f"{name} failed unexpectedly.")
+
+
+def bind_host() -> str | None:
+    """The address that Serve answers HTTP on, on every node; ``None`` if it cannot be told."""
+    from ray.serve.context import _get_global_client
+
+    try:
+        host = _get_global_client().http_config.host
+    except Exception as error:
+        logger.warning("the address of HTTP is unknown: %r", error)
+        return None
+    return host if isinstance(host, str) else None
 
 
 async def readiness(handles: Mapping[str, DeploymentHandle]) -> Mapping[str, bool | str]:

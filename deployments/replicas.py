@@ -10,33 +10,53 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from deployments.catalogue import Catalogue, folder_of, keep_telling, located
 from deployments.config import (
     BatchLimits,
     EmbedModel,
     GenerateModel,
     ModelConfig,
     PlatformConfig,
+    PredictModel,
+    RegistryConfig,
 )
 from deployments.engines.batcher import Batcher, predict_each
+from deployments.engines.following import Batching, Following
+from deployments.engines.pointer import Pointers, Version
 from deployments.gateway.app import create_app
 from deployments.gateway.services import ServedModel, Services
 from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
 from deployments.observability.events import BatchRan, Emit, fan_out
-from deployments.remote import RemoteEmbedder, RemoteGenerator, readiness
+from deployments.publishing import RegistryAdapters
+from deployments.remote import (
+    RemoteEmbedder,
+    RemoteGenerator,
+    RemotePredictor,
+    ask,
+    bind_host,
+    readiness,
+)
+from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
-from models.errors import InvalidInput, PlatformError, Timeout
-from models.sources import fetch
+from models.errors import InvalidInput, NotFound, PlatformError, Timeout
+from models.sources.registry import SCHEME
 
 if TYPE_CHECKING:
     from deployments.engines.embeddings import Embedding
@@ -45,29 +65,67 @@ if TYPE_CHECKING:
 def _observers() -> Emit:
     """Who is told what happens in this process."""
     logs.configure()
-    replica = serve.get_replica_context().replica_id.unique_id
-    return fan_out(ray_metrics.subscriber(replica=replica), logs.log_failures)
+    return fan_out(ray_metrics.subscriber(replica=_replica()), logs.log_failures)
+
+
+def _replica() -> str:
+    name: str = serve.get_replica_context().replica_id.unique_id
+    return name
+
+
+def _in_background(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]:
+    """Ray runs constructors on the replica's event loop."""
+    loop = asyncio.get_running_loop()
+    return [loop.create_task(one) for one in work]
 
 
 class GeneratorReplica:
-    """One engine."""
+    """One engine, and the adapters that the registry has for it.
 
-    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+    The engine knows adapters as NAME@NUMBER, which never change; what an alias means is
+    looked up here, and a version is in memory before the alias moves to it.
+    """
+
+    def __init__(self, name: str, config: Mapping[str, Any], registry: Mapping[str, Any]) -> None:
         from deployments.engines.engine import Engine
 
         model = GenerateModel.model_validate(config)
-        folder = fetch(model.source, sha256=model.sha256)
+        self._name = name
+        self._version, folder = located(model)
+        self._catalogue = Catalogue()
+        self._found: dict[str, Version] = {}
         threads = model.engine.threads or max(1, math.floor(model.replicas.cpus))
         engine = model.engine.model_copy(update={"threads": threads})
-        self._engine = Engine(name, folder, engine, model.queue, emit=_observers())
+        self._engine = Engine(
+            name, folder, engine, model.queue, resolve=self._adapter_folder, emit=_observers()
+        )
+        rhythm = RegistryConfig.model_validate(registry)
+        self._adapters = Pointers(self._look_up, self._preload, refresh_s=rhythm.refresh_s)
+        self._tasks = _in_background(
+            self._follow(rhythm.refresh_s),
+            keep_telling(
+                self._catalogue, self._served, replica=_replica(), every_s=rhythm.heartbeat_s
+            ),
+        )
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | PlatformError]:
         """Deltas; a failure comes as the last item."""
         try:
+            if request.adapter is not None:
+                version = await self._adapters.get(request.adapter)
+                request = replace(request, adapter=version.name)
             async for delta in self._engine.generate(request):
                 yield delta
         except PlatformError as error:
             yield error
+
+    async def try_adapter(self, reference: str) -> PlatformError | None:
+        """Load an adapter, to see whether this model can answer with it; or what is wrong."""
+        try:
+            await self._preload(await self._look_up(reference))
+        except PlatformError as error:
+            return error
+        return None
 
     async def ping(self) -> None:
         """Answers while the replica can take requests."""
@@ -76,19 +134,40 @@ class GeneratorReplica:
         if not self._engine.alive:
             raise RuntimeError("the engine's thread has ended")
 
+    async def _look_up(self, reference: str) -> Version:
+        version = await self._catalogue.look_up(reference)
+        assert version.name is not None
+        self._found[version.name] = version
+        return version
+
+    def _adapter_folder(self, name: str) -> Path:
+        """In one of the engine's own threads."""
+        return folder_of(self._found[name])
+
+    async def _preload(self, version: Version) -> None:
+        assert version.name is not None
+        folder = await asyncio.to_thread(folder_of, version)
+        await asyncio.to_thread(self._engine.load_adapter, version.name, folder)
+
+    async def _follow(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            await self._adapters.refresh()
+            meant = {version.name for version in self._adapters.versions()}
+            for adapter in self._engine.adapters():
+                if adapter.name not in meant and not adapter.in_use:
+                    with suppress(NotFound):
+                        self._engine.unload_adapter(adapter.name)
+
+    def _served(self) -> Iterable[tuple[str, Version]]:
+        if self._version.content_sha256 is not None:
+            yield self._name, self._version
+        for version in self._adapters.versions():
+            yield f"{self._name}:{version.name}", version
+
     def __del__(self) -> None:
         if hasattr(self, "_engine"):  # not after a constructor that failed
             self._engine.close()
-
-
-class Batching(Protocol):
-    """The two ways to batch a fixed-cost model, seen from a replica."""
-
-    def configure(self, limits: BatchLimits) -> None: ...
-
-    async def submit(
-        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
-    ) -> Json: ...
 
 
 class ServeBatching:
@@ -102,6 +181,9 @@ class ServeBatching:
     def configure(self, limits: BatchLimits) -> None:
         self._predict.set_max_batch_size(limits.max_batch_size)
         self._predict.set_batch_wait_timeout_s(limits.max_wait_s)
+
+    async def close(self) -> None:
+        del self._predictor  # Serve's batching keeps what it decorates for as long as the process
 
     async def submit(
         self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
@@ -123,69 +205,94 @@ class ServeBatching:
         return outcomes
 
 
-class EmbedderReplica:
-    """One sentence encoder behind a batcher; ``user_config`` is its ``BatchLimits``."""
+FixedCost: TypeAlias = EmbedModel | PredictModel
+FIXED_COST: TypeAdapter[FixedCost] = TypeAdapter(FixedCost)
 
-    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
-        from deployments.engines.embeddings import SentenceEncoder
 
-        model = EmbedModel.model_validate(config)
-        folder = fetch(model.source, sha256=model.sha256)
-        encoder = SentenceEncoder(folder, max_tokens=model.max_tokens, threads=model.threads)
-        emit = _observers()
-        self._batch_size = model.batcher.max_batch_size
-        self._batching: Batching
-        if model.batcher.kind == "serve":
-            self._batching = ServeBatching(name, encoder, emit)
-        else:
-            self._batching = Batcher(
-                encoder, model=name, limits=model.batcher, queue=model.queue, emit=emit
+class PredictorReplica:
+    """One fixed-cost model behind a batcher; ``user_config`` is its ``BatchLimits``."""
+
+    def __init__(self, name: str, config: Mapping[str, Any], registry: Mapping[str, Any]) -> None:
+        self._name = name
+        self._model = FIXED_COST.validate_python(config)
+        self._emit = _observers()
+        self._catalogue = Catalogue()
+        version, folder = located(self._model)
+        reference = self._model.source.removeprefix(SCHEME)
+        self._following = Following(
+            version,
+            self._batching(folder),
+            self._model.batcher,
+            look_up=partial(self._catalogue.look_up, reference),
+            load=self._load,
+        )
+        rhythm = RegistryConfig.model_validate(registry)
+        self._tasks: list[asyncio.Task[None]] = []
+        if version.name is not None:
+            self._tasks += _in_background(
+                keep_telling(
+                    self._catalogue, self._served, replica=_replica(), every_s=rhythm.heartbeat_s
+                )
             )
+            if self._model.sha256 is None:
+                self._tasks += _in_background(self._following.follow(rhythm.refresh_s))
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """``BatchLimits`` change in place; no replica restarts."""
-        limits = BatchLimits.model_validate(user_config)
-        self._batch_size = limits.max_batch_size
-        self._batching.configure(limits)
+        self._following.configure(BatchLimits.model_validate(user_config))
+
+    async def predict(
+        self, inputs: Sequence[Json], priority: Priority, tenant: str, timeout_s: float | None
+    ) -> tuple[list[Json], str | None] | PlatformError:
+        """Outputs, and the version that all of them come from; or what went wrong."""
+        outputs: list[Json] = []
+        try:
+            with self._following.pinned() as (version, batching):
+                # A batch at a time, so that one long list cannot fill the waiting room by itself.
+                size = self._following.limits.max_batch_size
+                for at in range(0, len(inputs), size):
+                    part = inputs[at : at + size]
+                    outputs += await self._submit(batching, part, at, priority, tenant, timeout_s)
+        except PlatformError as error:
+            return error
+        return outputs, version.name
 
     async def embed(
         self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
     ) -> tuple[NDArray[np.float32], int] | PlatformError:
         """Vectors ``[inputs, dimensions]`` float32, and the tokens read; or what went wrong."""
-        vectors: list[NDArray[np.float32]] = []
-        tokens = 0
-        try:
-            # A batch at a time, so that one long list cannot fill the waiting room by itself.
-            for at in range(0, len(inputs), self._batch_size):
-                part = inputs[at : at + self._batch_size]
-                for output in await self._submit(part, at, priority, tenant, timeout_s):
-                    vectors.append(output["embedding"])
-                    tokens += output["tokens"]
-        except PlatformError as error:
-            return error
-        return np.stack(vectors), tokens
+        answer = await self.predict(inputs, priority, tenant, timeout_s)
+        if isinstance(answer, PlatformError):
+            return answer
+        outputs = cast("list[Embedding]", answer[0])
+        vectors = np.stack([output["embedding"] for output in outputs])
+        return vectors, sum(output["tokens"] for output in outputs)
 
     async def _submit(
         self,
-        inputs: Sequence[str],
+        batching: Batching,
+        inputs: Sequence[Json],
         offset: int,
         priority: Priority,
         tenant: str,
         timeout_s: float | None,
-    ) -> list[Embedding]:
-        """Embed inputs together; the first error tells which one it was."""
+    ) -> list[Json]:
+        """Predict for inputs together; the first error tells which one it was."""
 
-        async def one(index: int, text: str) -> Embedding:
+        async def one(index: int, input: Json) -> Json:
             try:
-                output = await self._batching.submit(
-                    text, tenant=tenant, priority=priority, timeout_s=timeout_s
+                return await batching.submit(
+                    input, tenant=tenant, priority=priority, timeout_s=timeout_s
                 )
             except InvalidInput as error:
-                message = f"input {index}: {error.message}"
-                raise InvalidInput(message, param="input", details=error.details) from None
-            return cast("Embedding", output)
+                embeds = self._model.task == "embed"
+                raise InvalidInput(
+                    f"input {index}: {error.message}",
+                    param="input" if embeds else f"inputs[{index}]",
+                    details=error.details | {"index": index},
+                ) from None
 
-        tasks = [asyncio.ensure_future(one(i, text)) for i, text in enumerate(inputs, offset)]
+        tasks = [asyncio.ensure_future(one(i, input)) for i, input in enumerate(inputs, offset)]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -194,6 +301,35 @@ class EmbedderReplica:
 
     async def ping(self) -> None:
         """Answers while the replica can take requests."""
+
+    def _load(self, version: Version) -> Batching:
+        return self._batching(folder_of(version))
+
+    def _batching(self, folder: Path) -> Batching:
+        predictor = _predictor(self._model, folder)
+        if self._model.batcher.kind == "serve":
+            return ServeBatching(self._name, predictor, self._emit)
+        return Batcher(
+            predictor,
+            model=self._name,
+            limits=self._model.batcher,
+            queue=self._model.queue,
+            emit=self._emit,
+        )
+
+    def _served(self) -> Iterable[tuple[str, Version]]:
+        yield self._name, self._following.version
+
+
+def _predictor(model: FixedCost, folder: Path) -> Predictor:
+    if isinstance(model, EmbedModel):
+        from deployments.engines.embeddings import SentenceEncoder
+
+        return SentenceEncoder(folder, max_tokens=model.max_tokens, threads=model.threads)
+    predictor = artifact.load(folder)
+    if torch := sys.modules.get("torch"):  # not all predictors use it
+        torch.set_num_threads(model.threads)
+    return predictor
 
 
 class GatewayReplica:
@@ -215,8 +351,28 @@ class GatewayReplica:
                 emit=_observers(),
                 ready=lambda: readiness(self._handles),
                 metrics=ClusterMetrics(ray_metrics.node_endpoints).exposition,
+                adapters=RegistryAdapters(
+                    Catalogue(),
+                    self._generating(),
+                    self._try_adapter,
+                    refresh_s=self._config.registry.refresh_s,
+                ),
+                bind_host=bind_host(),
             )
         )
+
+    def _generating(self) -> dict[str, str]:
+        """The sources of the models that generate."""
+        return {
+            name: model.source
+            for name, model in self._config.models.items()
+            if isinstance(model, GenerateModel)
+        }
+
+    async def _try_adapter(self, model: str, reference: str) -> None:
+        """Raises what a replica finds wrong with an adapter."""
+        retries = self._config.gateway.start_retries
+        await ask(model, retries, self._handles[model].try_adapter, reference)
 
     def _served(self, name: str, model: ModelConfig, created: int) -> ServedModel:
         handle = self._handles[name]
@@ -224,6 +380,15 @@ class GatewayReplica:
         if isinstance(model, EmbedModel):
             embedder = RemoteEmbedder(name, handle, retries=retries)
             return ServedModel(name=name, task="embed", created=created, embedder=embedder)
+        if isinstance(model, PredictModel):
+            return ServedModel(
+                name=name,
+                task="predict",
+                created=created,
+                predictor=RemotePredictor(name, handle, retries=retries),
+                max_inputs=model.max_inputs,
+                max_input_bytes=model.max_input_bytes,
+            )
         return ServedModel(
             name=name,
             task="generate",

@@ -64,7 +64,7 @@ class Following:
         load: Callable[[Version], Batching],
         clock: Callable[[], float] = clocked,
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._load = load
         self._pointer = Pointer(version, Working(batching), look_up, self._bring, clock)
         self._closing: set[asyncio.Task[None]] = set()
@@ -88,7 +88,7 @@ class Following:
 
     def configure(self, limits: BatchLimits) -> None:
         """Hold for this version and for those to come."""
-        self._limits = limits
+        self.limits = limits
         self._pointer.value.batching.configure(limits)
 
     async def follow(self, every_s: float) -> None:
@@ -105,7 +105,7 @@ class Following:
 
     async def _bring(self, version: Version) -> Working:
         batching = await asyncio.to_thread(self._load, version)
-        batching.configure(self._limits)
+        batching.configure(self.limits)
         return Working(batching)
 
     def _let_go(self, working: Working) -> None:

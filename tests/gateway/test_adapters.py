@@ -9,7 +9,7 @@ import pytest
 
 from deployments.gateway.app import create_app, routes
 from deployments.gateway.policies.loopback import PREFIX
-from models.errors import InvalidInput, NotFound, Unavailable
+from models.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tests.gateway.contract import events
 from tests.gateway.fakes import World
 
@@ -95,6 +95,15 @@ async def test_the_list_of_models_has_them(client: httpx.AsyncClient, world: Wor
     assert (await client.get("/v1/models/smollm2:critic")).status_code == 404
 
 
+async def test_models_are_listed_without_the_registry(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    world.adapters.error = Unavailable("down")
+    assert len((await client.get("/v1/models")).json()["data"]) == 4
+    assert (await client.get("/v1/models/smollm2")).status_code == 200
+    assert (await client.get("/v1/models/smollm2:poet")).status_code == 503
+
+
 async def test_published_and_withdrawn(client: httpx.AsyncClient) -> None:
     client.headers.update(LOCAL)
     answer = await client.post(PATH, json={"name": "poet"})
@@ -147,7 +156,12 @@ async def test_a_publication_at_fault(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(InvalidInput("rank 512 does not fit"), 400), (Unavailable("down"), 503)]
+    ("error", "status"),
+    [
+        (InvalidInput("rank 512 does not fit"), 400),
+        (Conflict("moved meanwhile"), 409),
+        (Unavailable("down"), 503),
+    ],
 )
 async def test_what_the_registry_raises(
     client: httpx.AsyncClient, world: World, error: Any, status: int

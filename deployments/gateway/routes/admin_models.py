@@ -18,10 +18,10 @@ from deployments.gateway.schemas.adapters import (
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Success
 from deployments.gateway.services import PublishedAdapter, Services
-from models.errors import Forbidden, NotFound, Unavailable, UpstreamError
+from models.errors import Conflict, Forbidden, NotFound, Overloaded, Unavailable, UpstreamError
 
 PATH = "/admin/v1/models/{model}/adapters"
-ERRORS = (Forbidden, NotFound, Unavailable, UpstreamError)
+ERRORS = (Conflict, Forbidden, NotFound, Overloaded, Unavailable, UpstreamError)
 
 
 def operations(services: Services) -> list[Operation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from starlette.types import ASGIApp
@@ -12,7 +13,7 @@ from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.catalogue import ModelAnswer, ModelList
 from deployments.gateway.services import PublishedAdapter, ServedModel, Services
-from models.errors import NotFound
+from models.errors import NotFound, Unavailable
 
 
 def operations(services: Services) -> list[Operation]:
@@ -35,7 +36,7 @@ def operations(services: Services) -> list[Operation]:
             "GET",
             "/v1/models/{model:path}",
             partial(show_model, services),
-            answers=Answers(schema=ModelAnswer, errors=(NotFound,)),
+            answers=Answers(schema=ModelAnswer, errors=(NotFound, Unavailable)),
             summary="One model.",
         ),
     ]
@@ -43,7 +44,8 @@ def operations(services: Services) -> list[Operation]:
 
 async def list_models(services: Services, call: Call[PageQuery]) -> ASGIApp:
     entries = [_entry(model) for model in services.models.values()]
-    entries += [_adapter(services, adapter) for adapter in await services.adapters.published()]
+    with suppress(Unavailable):  # the models are served without the registry, too
+        entries += [_adapter(services, adapter) for adapter in await services.adapters.published()]
     page = paginate(entries, lambda entry: str(entry["id"]), call.input)
     return json_response({"object": "list", "data": page.items}, page.headers())
 
