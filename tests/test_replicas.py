@@ -1,0 +1,158 @@
+"""The shells without a cluster: a predictor from the registry, exchanged while it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import pytest
+
+from deployments import catalogue, replicas
+from deployments.config import PredictModel
+from deployments.observability.events import discard
+from deployments.replicas import PredictorReplica
+from models import artifact
+from models.artifact import Facts
+from models.contracts import Json, Priority
+from models.errors import InvalidInput, NotFound, PlatformError
+from models.registry import open_registry
+from models.store import Store
+from models.versions import Version
+
+LOADER = "models.predictors.made_up:load"
+RHYTHM = {"refresh_s": 0.02, "heartbeat_s": 60}
+
+
+class Scale:
+    """Multiplies; refuses what is no number."""
+
+    def __init__(self, folder: Path) -> None:
+        self.factor = int((folder / "factor.txt").read_text())
+
+    def predict_batch(self, inputs: Sequence[Json]) -> Sequence[Json]:
+        for index, value in enumerate(inputs):
+            if not isinstance(value, int):
+                raise InvalidInput("it is no number.", details={"index": index})
+        return [self.factor * cast("int", value) for value in inputs]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home, a loader where loaders live, and no Ray around the shell."""
+    monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
+    module = ModuleType("models.predictors.made_up")
+    module.load = Scale  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(replicas, "_observers", lambda: discard)
+    monkeypatch.setattr(replicas, "_replica", lambda: "r1")
+    monkeypatch.setattr(catalogue, "FIRST_BEAT_S", 0.01)
+
+
+async def add(folder: Path, factor: int, *aliases: str) -> Version:
+    """A version of ``scale``, and aliases that point at it."""
+    folder.mkdir()
+    (folder / "factor.txt").write_text(str(factor))
+    facts = Facts(name="scale", kind="scale", loader=LOADER)
+    manifest = artifact.seal(folder, facts)
+    async with open_registry() as registry:
+        version = await registry.register(manifest, Store().publish(folder), by="test")
+        for alias in aliases:
+            await registry.promote(str(version), alias, expected=None, by="t", approve=True)
+    return version
+
+
+def replica(**fields: Any) -> PredictorReplica:
+    model = {"task": "predict", "source": "registry:scale@champion", **fields}
+    config = PredictModel.model_validate(model).model_dump(mode="json")
+    return PredictorReplica("scale", config, RHYTHM)
+
+
+async def ask(replica: PredictorReplica, *inputs: Json) -> Any:
+    return await replica.predict(list(inputs), Priority.STANDARD, "public", 5.0)
+
+
+def stop(replica: PredictorReplica) -> None:
+    for task in replica._tasks:
+        task.cancel()
+
+
+@pytest.mark.parametrize("kind", ["queue", "serve"])
+async def test_predictions_in_order_with_their_version(tmp_path: Path, kind: str) -> None:
+    await add(tmp_path / "2", 2, "champion")
+    shell = replica(batcher={"kind": kind, "max_batch_size": 3})
+    shell.reconfigure({"max_batch_size": 3, "max_wait_s": 0.0})
+    assert await ask(shell, *range(10)) == ([2 * i for i in range(10)], "scale@1")
+    stop(shell)
+
+
+async def test_the_input_at_fault_is_named(tmp_path: Path) -> None:
+    await add(tmp_path / "2", 2, "champion")
+    shell = replica(batcher={"max_batch_size": 2})
+    refusal = await ask(shell, 1, 2, 3, "four", 5)
+    assert isinstance(refusal, InvalidInput)
+    assert refusal.message == "input 3: it is no number."
+    assert (refusal.param, refusal.details) == ("inputs[3]", {"index": 3})
+    assert (await ask(shell, 1))[0] == [2]
+    stop(shell)
+
+
+async def test_a_folder_has_no_versions(tmp_path: Path) -> None:
+    await add(tmp_path / "2", 2)
+    shell = replica(source=str(tmp_path / "2"))
+    assert await ask(shell, 1) == ([2], None)
+    assert shell._tasks == []
+
+
+async def test_an_alias_moves_under_load_and_no_request_fails(tmp_path: Path) -> None:
+    await add(tmp_path / "2", 2, "champion")
+    shell = replica()
+    answers: list[Any] = []
+    enough = asyncio.Event()
+
+    async def client() -> None:
+        while not enough.is_set():
+            answers.append(await ask(shell, 1, 1, 1))
+            await asyncio.sleep(0)
+
+    clients = [asyncio.create_task(client()) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    await add(tmp_path / "3", 3, "champion")
+    async with asyncio.timeout(5):
+        while (await ask(shell, 1))[1] != "scale@2":  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
+    enough.set()
+    await asyncio.gather(*clients)
+    assert not [answer for answer in answers if isinstance(answer, PlatformError)]
+    assert {(tuple(outputs), version) for outputs, version in answers} == {
+        ((2, 2, 2), "scale@1"),
+        ((3, 3, 3), "scale@2"),
+    }
+    stop(shell)
+
+
+async def test_a_pinned_hash_does_not_follow(tmp_path: Path) -> None:
+    first = await add(tmp_path / "2", 2, "champion")
+    shell = replica(sha256=first.artifact)
+    await add(tmp_path / "3", 3, "champion")
+    await asyncio.sleep(0.1)
+    assert await ask(shell, 1) == ([2], "scale@1")
+    stop(shell)
+
+
+async def test_it_is_written_down_who_serves(tmp_path: Path) -> None:
+    await add(tmp_path / "2", 2, "champion")
+    shell = replica()
+    async with asyncio.timeout(5), open_registry() as registry:
+        while not (uses := (await registry.lineage("scale@1")).uses):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert [(use.name, use.replica) for use in uses] == [("scale", "r1")]
+    stop(shell)
+
+
+async def test_what_is_not_there_stops_the_start() -> None:
+    with pytest.raises(NotFound, match="no model scale"):
+        replica()
