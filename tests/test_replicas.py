@@ -16,7 +16,7 @@ from deployments.config import PredictModel
 from deployments.observability.events import discard
 from deployments.replicas import PredictorReplica
 from models import artifact
-from models.artifact import Facts
+from models.artifact import Facts, Manifest
 from models.contracts import Json, Priority
 from models.errors import InvalidInput, NotFound, PlatformError
 from models.registry import open_registry
@@ -52,12 +52,15 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "FIRST_BEAT_S", 0.01)
 
 
-async def add(folder: Path, factor: int, *aliases: str) -> Version:
-    """A version of ``scale``, and aliases that point at it."""
+def sealed(folder: Path, factor: int) -> Manifest:
     folder.mkdir()
     (folder / "factor.txt").write_text(str(factor))
-    facts = Facts(name="scale", kind="scale", loader=LOADER)
-    manifest = artifact.seal(folder, facts)
+    return artifact.seal(folder, Facts(name="scale", kind="scale", loader=LOADER))
+
+
+async def add(folder: Path, factor: int, *aliases: str) -> Version:
+    """A version of ``scale``, and aliases that point at it."""
+    manifest = sealed(folder, factor)
     async with open_registry() as registry:
         version = await registry.register(manifest, Store().publish(folder), by="test")
         for alias in aliases:
