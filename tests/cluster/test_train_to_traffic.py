@@ -238,7 +238,7 @@ async def test_a_moved_alias_reaches_all_replicas_under_load(
     assert late[False] == 0, "a replica still answered with the version before"
 
 
-async def test_published_and_withdrawn_by_http(platform: Served, promoted: list[int]) -> None:
+async def test_published_by_http_under_load(platform: Served, promoted: list[int]) -> None:
     route = f"{platform.url}/admin/v1/models/tiny/adapters"
     async with Load(platform, "tiny:parrot") as load:
         body = {"name": "parrot", "source": "registry:parrot@1"}
@@ -250,6 +250,9 @@ async def test_published_and_withdrawn_by_http(platform: Served, promoted: list[
     assert load.failed == []
     assert load.said("xyzzy", since=moved + SEEN_WITHIN_S)[False] == 0
 
+
+def test_published_and_withdrawn(platform: Served, promoted: list[int]) -> None:
+    route = f"{platform.url}/admin/v1/models/tiny/adapters"
     body = {"name": "bird", "source": "registry:parrot@2"}
     assert httpx.post(route, json=body, timeout=60).status_code == 200
     assert "plugh" in answer(platform, "tiny:bird")
