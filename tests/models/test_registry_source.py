@@ -75,8 +75,19 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     register(notes(tmp_path / "1", "one"), "m")
     with pytest.raises(NotFound, match="no alias champion"):
         fetch("registry:m")
-    with pytest.raises(ConfigError, match=r"registry:m@1 has no config\.json"):
-        fetch("registry:m@1")
+
+
+def test_a_sealed_folder_is_used_where_it_is(tmp_path: Path) -> None:
+    folder = notes(tmp_path / "1", "one")
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        fetch(str(folder))
+    manifest = artifact.seal(folder, Facts(name="m", kind="test"))
+    assert fetch(str(folder), sha256=manifest.content_sha256) == folder
+    with pytest.raises(ConfigError, match="expected 0000"):
+        fetch(str(folder), sha256="0" * 64)
+    (folder / "notes.txt").write_text("two")
+    with pytest.raises(ConfigError, match="damaged or was changed"):
+        fetch(str(folder))
 
 
 def test_what_is_archived_is_not_served(tmp_path: Path) -> None:
