@@ -33,7 +33,6 @@ RECIPE = Recipe(
         )
     },
     smoke=LlmConfig(
-        run_name="llm-smoke",
         model=ModelConfig(source="tiny"),
         training=TrainingConfig(
             steps=12,
@@ -50,6 +49,7 @@ RECIPE = Recipe(
             at_most=0.9, baseline="1: the same random model of bytes, untrained"
         )
     },
+    parallel=True,
     space={
         "training.optimiser.learning_rate": Float(low=2e-5, high=2e-3, log=True),
         "training.optimiser.schedule": Choice(("constant", "linear", "cosine", "wsd")),

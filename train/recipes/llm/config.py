@@ -1,7 +1,6 @@
-"""What a person may set of a fine-tuning run: one YAML an experiment.
+"""What a person may set of a fine-tuning run: ``seed · model · training · data · logging``.
 
-Sections as in ``run_name · seed · model · training · data · logging``; unknown keys are
-errors. Nothing here depends on the number of workers: that is circumstance.
+Unknown keys are errors. Nothing here depends on the number of workers: that is circumstance.
 """
 
 from __future__ import annotations
@@ -124,6 +123,8 @@ class DataConfig(Section):
     """``messages`` · ``prompt``/``completion`` · ``text`` · ``prompt``/``chosen``/``rejected``."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """Skipped rows are counted and listed in ``bad_rows.jsonl``."""
+    licence: str = "not stated"
+    """Of files of your own (SPDX), for the data card."""
 
 
 class LoggingConfig(Section):
@@ -132,8 +133,6 @@ class LoggingConfig(Section):
 
 
 class LlmConfig(Config):
-    run_name: str = Field(default="llm", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    """A label of the experiment."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig(steps=60)
     data: DataConfig = DataConfig()

@@ -7,10 +7,11 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from models.errors import ConfigError
+from train import data
+from train.recipe import RunContext
 from train.recipes.llm import builtin, rows
 from train.recipes.llm.config import LlmConfig
 from train.recipes.llm.encoding import Unit, encode
@@ -19,47 +20,54 @@ from train.recipes.llm.split import split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What the data card says of one of ``data.train`` and ``data.validation``."""
+
+    name: str
+    sha256: str
+    """Of the rows, in order, whatever files they stand in."""
+    licence: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     train: list[Unit]
     held_out: list[Unit]
     skipped: list[Skipped]
-    facts: dict[str, Any]
-    """For the data card: hash of the rows, their number, description, licence."""
+    sources: list[Source]
 
-    def write(self, out: Path) -> None:
-        """``data.json``, and ``bad_rows.jsonl`` where there are any."""
-        (out / "data.json").write_text(json.dumps(self.facts, indent=2) + "\n")
-        if self.skipped:
+    def record(self, context: RunContext) -> None:
+        """Say what was learned from, and which rows were not."""
+        for source in self.sources:
+            data.record(
+                context,
+                source.name,
+                sha256=source.sha256,
+                licence=source.licence,
+                rows=source.rows,
+            )
+        if self.skipped and context.workers.rank == 0:
             lines = (json.dumps(asdict(bad)) + "\n" for bad in self.skipped)
-            (out / "bad_rows.jsonl").write_text("".join(lines))
+            (context.out / "bad_rows.jsonl").write_text("".join(lines))
 
 
 def load(config: LlmConfig, tokenizer: Any) -> Data:
     """Raises ConfigError: nothing to read, or a bad row that must not be skipped."""
     skipped: list[Skipped] = []
-    train = _read(config, config.data.train, skipped)
+    sources: list[Source] = []
+    train = _read(config, config.data.train, sources, skipped)
     if config.data.validation is None:
         train, held_out = split(train, config.data.held_out)
     else:
-        held_out = _read(config, config.data.validation, skipped)
+        held_out = _read(config, config.data.validation, sources, skipped)
     _check_objective(config, train[0])
-    digest = _digest([*train, *held_out])
-    units = [_encode(config, part, tokenizer, skipped) for part in (train, held_out)]
-    sources = _sources(config)
-    built_in = [builtin.describe(s) for s in sources if s.startswith(builtin.PREFIX)]
-    facts = {
-        "sha256": digest,
-        "description": "; ".join(b.description for b in built_in) or ", ".join(sources),
-        "licence": " AND ".join(sorted({b.licence for b in built_in})) or None,
-        "rows": len(train),
-        "rows_held_out": len(held_out),
-        "rows_skipped": len(skipped),
-    }
+    units = _encode(config, held_out, tokenizer, skipped)
     return Data(
-        train=units[0],
-        held_out=_sample(units[1], config.data.evaluation_tokens),
+        train=_encode(config, train, tokenizer, skipped),
+        held_out=_sample(units, config.data.evaluation_tokens),
         skipped=skipped,
-        facts=facts,
+        sources=sources,
     )
 
 
@@ -67,22 +75,25 @@ def tokens(unit: Unit) -> int:
     return sum(len(example) for example in unit)
 
 
-def _sources(config: LlmConfig) -> list[str]:
-    given = (config.data.train, config.data.validation or ())
-    return [s for part in given for s in ([part] if isinstance(part, str) else part)]
-
-
-def _read(config: LlmConfig, sources: str | Sequence[str], skipped: list[Skipped]) -> list[Origin]:
+def _read(
+    config: LlmConfig,
+    names: str | Sequence[str],
+    sources: list[Source],
+    skipped: list[Skipped],
+) -> list[Origin]:
     found: list[Origin] = []
-    for source in [sources] if isinstance(sources, str) else sources:
-        if source.startswith(builtin.PREFIX):
+    for name in [names] if isinstance(names, str) else names:
+        licence = config.data.licence
+        if name.startswith(builtin.PREFIX):
             if config.data.format not in ("auto", "text"):
-                raise ConfigError(f"{source} is text, but data.format is {config.data.format}")
-            found += builtin.load(source)
+                raise ConfigError(f"{name} is text, but data.format is {config.data.format}")
+            good = builtin.load(name)
+            licence = builtin.describe(name).licence
         else:
-            good, bad = rows.read(source, config.data.format, on_bad_row=config.data.on_bad_row)
-            found += good
+            good, bad = rows.read(name, config.data.format, on_bad_row=config.data.on_bad_row)
             skipped += bad
+        found += good
+        sources.append(Source(name=name, sha256=_digest(good), licence=licence, rows=len(good)))
     return found
 
 
@@ -105,7 +116,7 @@ def _encode(
         except BadRow as error:
             rows.refuse(origin.where, str(error), skipped, config.data.on_bad_row)
     if not units:
-        raise ConfigError(f"no row of {', '.join(_sources(config))} has anything to learn from")
+        raise ConfigError(f"{origins[0].where} and all other rows have nothing to learn from")
     return units
 
 
@@ -125,7 +136,6 @@ def _sample(units: list[Unit], limit: int | None) -> list[Unit]:
 
 
 def _digest(origins: Sequence[Origin]) -> str:
-    """Of all rows in order, whatever file they stand in."""
     digest = hashlib.sha256()
     for origin in origins:
         digest.update(origin.row.model_dump_json().encode() + b"\n")

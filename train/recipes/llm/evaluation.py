@@ -44,9 +44,20 @@ def evaluate(
     return {name: total / weight for name, total in group.sum(sums).items()}
 
 
-def named(result: Mapping[str, float], *, perplexity: bool) -> dict[str, float]:
-    """As reported: ``eval_loss`` …, and ``perplexity`` where the loss is of tokens."""
+def named(
+    result: Mapping[str, float], base: Mapping[str, float], *, of_tokens: bool
+) -> dict[str, float]:
+    """As reported, beside what ``base``, the untrained model, has: ``eval_loss``,
+    ``base_loss``, and perplexities where the loss is of tokens.
+    """
     metrics = {f"eval_{name}": value for name, value in result.items()}
-    if perplexity:
-        metrics["perplexity"] = math.exp(min(result["loss"], 700.0))
+    metrics["base_loss"] = base["loss"]
+    if of_tokens:
+        metrics["perplexity"] = _exp(result["loss"])
+        metrics["base_perplexity"] = _exp(base["loss"])
+        metrics["perplexity_ratio"] = _exp(result["loss"] - base["loss"])
     return metrics
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))

@@ -28,13 +28,11 @@ def finetune(config: LlmConfig, context: RunContext, callbacks: Sequence[Callbac
     hooks = [*named.load(config.training.callbacks), *callbacks]
     loaded = model.load(config, torch.device(context.device))
     prepared = data.load(config, loaded.tokenizer)
-    first = context.workers.rank == 0
-    if first:
-        prepared.write(context.out)
+    prepared.record(context)
     loop = Loop(config, context, loaded, prepared.train, prepared.held_out, hooks)
     try:
         metrics = loop.run()
-        if first:
+        if context.workers.rank == 0:
             loaded.save(context.artifact, loop.best)
     finally:
         loop.close()

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,7 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.errors import ConfigError
 from train.recipe import Metrics, RunContext
-from train.recipes.llm import checkpoint, objective as objectives, optimisers
+from train.recipes.llm import checkpoint, optimisers
+from train.recipes.llm import objective as objectives
 from train.recipes.llm.callbacks import Callback, EpochEnd, EvalEnd, StepEnd
 from train.recipes.llm.checkpoint import Snapshot, State, Tensors
 from train.recipes.llm.config import LlmConfig
@@ -102,7 +104,6 @@ class Loop:
             self._restore(Snapshot.load(self._context.checkpoint))
         else:
             self._evaluate()
-            self._context.report(self._eval_metrics(), step=0, total=self.total)
         self._since = _Since()
         while self.state.step < self.total and not self.state.stopped:
             self._train_one_step()
@@ -208,8 +209,9 @@ class Loop:
         metrics["epoch"] = float(self._schedule.epochs_before(state.step))
         if evaluates:
             metrics |= self._eval_metrics()
-        save = self._snapshot().save if saves else None
-        self._context.report(metrics, step=state.step, total=self.total, checkpoint=save)
+        self._context.report(
+            metrics, step=state.step, total=self.total, checkpoint=self._save if saves else None
+        )
         self._since = _Since()
 
     def _evaluate(self) -> None:
@@ -240,7 +242,7 @@ class Loop:
         self._tell(EvalEnd(step=state.step, metrics=self._eval_metrics(), best=better))
 
     def _eval_metrics(self) -> dict[str, float]:
-        return named(self._last, perplexity=self._of_tokens)
+        return named(self._last, self.state.base, of_tokens=self._of_tokens)
 
     @property
     def _of_tokens(self) -> bool:
@@ -256,14 +258,17 @@ class Loop:
                 case EvalEnd():
                     callback.on_eval_end(event)
 
-    def _snapshot(self) -> Snapshot:
+    def _save(self, folder: Path) -> None:
+        """On every worker, since parts must meet; the first one writes."""
         self.state.scaler = self._scaler.state_dict()
-        return Snapshot(
+        snapshot = Snapshot(
             state=self.state,
             weights=checkpoint.weights_of(self._trained),
             optimiser=checkpoint.optimiser_tensors(self._optimiser, self._trained),
             best=self.best,
         )
+        if self._group.first:
+            snapshot.save(folder)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.state = snapshot.state
@@ -276,20 +281,13 @@ class Loop:
     def _results(self) -> Metrics:
         """Of the best weights, beside the ones before the first step."""
         state = self.state
-        metrics = {
-            **named(state.best, perplexity=self._of_tokens),
-            "base_loss": state.base["loss"],
+        return {
+            **named(state.best, state.base, of_tokens=self._of_tokens),
             "train_loss": state.train_loss,
             "steps": float(state.step),
             "best_step": float(state.best_step),
             "tokens": float(state.tokens),
         }
-        if self._of_tokens:
-            metrics["base_perplexity"] = math.exp(min(state.base["loss"], 700.0))
-            metrics["perplexity_ratio"] = math.exp(
-                min(state.best["loss"] - state.base["loss"], 700.0)
-            )
-        return metrics
 
 
 class _Since:

