@@ -228,9 +228,9 @@ def _resolved_inputs(recipe: Recipe[Any], sweep: Sweep) -> dict[str, str]:
 
 
 def _from_registry(reference: str) -> Path:
-    from train.__main__ import _from_registry
+    from train import registered  # brings the database
 
-    return _from_registry(reference)
+    return registered.fetch(reference)
 
 
 def _input(text: str) -> tuple[str, str]:

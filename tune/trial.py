@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from ray import tune
+from ray import cloudpickle, tune
 
-from models.errors import PlatformError
+from models.errors import ConfigError, PlatformError
 from train import facts
 from train import run as running
 from train.checkpoints import META, Checkpoints
@@ -63,12 +63,19 @@ def assignment(name: str, config: Mapping[str, Any]) -> Assignment:
 
 
 def trainable(job: Job) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune runs in a worker."""
+    """The function that Tune runs in a worker.
+
+    The job is packed, and only opened where the environment that finds recipes and places
+    is the driver's.
+    """
+    environ = {key: text for key, text in os.environ.items() if key.startswith("FRONTIER_")}
+    packed: bytes = cloudpickle.dumps(job)
 
     def trial(config: dict[str, Any]) -> None:
+        os.environ.update(environ)
         # Tune moves to a folder of its own; paths of a person start where the person is.
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", os.curdir))
-        run(job, assignment(tune.get_context().get_trial_name(), config))
+        run(cloudpickle.loads(packed), assignment(tune.get_context().get_trial_name(), config))
 
     return trial
 
@@ -101,6 +108,10 @@ def run(job: Job, assignment: Assignment) -> None:
                 inputs={kind: Path(path) for kind, path in job.sweep.inputs.items()},
                 subscribers=[teller],
             )
+            if isinstance(job.sweep.scheduler, Pbt) and not teller.checkpoints.all():
+                raise ConfigError(
+                    f"scheduler pbt copies checkpoints, and {job.recipe.name} has written none."
+                )
     except Exception as error:
         told = error.message if isinstance(error, PlatformError) else repr(error)
         folder.path.mkdir(exist_ok=True)
@@ -145,7 +156,7 @@ class _Teller:
 
     def __init__(self, sweep: Sweep, checkpoints: Checkpoints) -> None:
         self._sweep = sweep
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
         self.last: Report | None = None
 
     def __call__(self, event: RunStarted | Reported | RunEnded) -> None:
@@ -165,7 +176,7 @@ class _Teller:
         tune.report(dict(told), checkpoint=checkpoint)
 
     def _committed(self, step: int) -> tune.Checkpoint | None:
-        last = self._checkpoints.last()
+        last = self.checkpoints.last()
         if last is None or last.step != step:
             return None
         return tune.Checkpoint.from_directory(str(last.path))

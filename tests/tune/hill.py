@@ -1,6 +1,7 @@
 """A recipe for tests of sweeps: climbs towards a height that its configuration decides.
 
-``python -m tests.tune.hill FOLDER '{"trials": 6}'`` sweeps it, in a process that a test can kill.
+``python -m tests.tune.hill FOLDER '{"trials": 6}' RAY_TEMP_DIR`` sweeps it on 2 CPUs, in a
+process that a test can kill.
 """
 
 from __future__ import annotations
@@ -82,11 +83,15 @@ RECIPE = Recipe(
 
 
 def main() -> None:
+    import ray
+
     from tune.config import resolve
     from tune.sweep import run as sweep
 
     folder, document = Path(sys.argv[1]), json.loads(sys.argv[2])
+    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[3], log_to_driver=False)
     sweep(RECIPE, resolve(RECIPE, [document]), folder)
+    ray.shutdown()
 
 
 if __name__ == "__main__":

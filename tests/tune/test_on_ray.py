@@ -1,0 +1,229 @@
+"""Sweeps on a real Ray with two CPUs: kills, crowds, schedulers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import ConfigError
+from tests.tune.hill import RECIPE
+from tune import sweep as sweeps
+from tune.config import resolve
+from tune.course import Course
+from tune.journal import Status, Trial, read
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("default"),  # Ray's own
+]
+
+ROOT = Path(__file__).parents[2]
+SHORT = {"steps": 10, "seconds": 0.01}
+
+
+@pytest.fixture(scope="module")
+def short_folder() -> Iterator[Path]:
+    """Ray's sockets lie in it, and their names have little room."""
+    folder = Path(tempfile.mkdtemp(prefix="fr", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def two_cpus(short_folder: Path) -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=str(short_folder), log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def swept(folder: Path, **document: Any) -> tuple[list[Trial], int]:
+    """The trials, and how many ran at a time at most."""
+    config = {**SHORT, "log": str(folder / "log"), **document.pop("config", {})}
+    most = 0
+
+    def watch(course: Course) -> None:
+        nonlocal most
+        running = sum(trial.status is Status.RUNNING for trial in course.trials)
+        most = max(most, running)
+        course.check_integrity()
+
+    sweep = resolve(RECIPE, [{"search": "random", "config": config, **document}])
+    return sweeps.run(RECIPE, sweep, folder, watch=watch), most
+
+
+def steps_taken(folder: Path) -> dict[str, list[int]]:
+    """Steps by the folder of the run, as they were taken."""
+    taken = defaultdict(list)
+    for line in (folder / "log").read_text().splitlines():
+        name, step, _ = line.split()
+        taken[name].append(int(step))
+    return taken
+
+
+def test_a_crowd_of_trials_waits_for_room(two_cpus: None, tmp_path: Path) -> None:
+    trials, most = swept(tmp_path, trials=6, max_concurrent=6)
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 6
+    assert most == 2
+    assert steps_taken(tmp_path) == {f"{n:04d}": list(range(1, 11)) for n in range(6)}
+    assert all((tmp_path / "trials" / f"{n:04d}" / "result.json").exists() for n in range(6))
+
+
+def test_a_trial_may_take_the_whole_machine_but_not_more(two_cpus: None, tmp_path: Path) -> None:
+    trials, most = swept(tmp_path / "a", trials=2, max_concurrent=2, resources={"cpus": 2})
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 2
+    assert most == 1
+    with pytest.raises(ConfigError, match=r"takes 3 CPUs.*largest machine.* has 2 CPUs"):
+        swept(tmp_path / "b", trials=2, resources={"cpus": 3})
+    with pytest.raises(ConfigError, match=r"takes 4 CPUs.*the cluster has 2 CPUs"):
+        swept(tmp_path / "c", trials=2, workers=4)
+
+
+def test_a_grid_runs_every_point_once(two_cpus: None, tmp_path: Path) -> None:
+    space = {"pace": [0.2, 0.7], "boots": ["leather", "nailed"], "rope.length": None}
+    trials, most = swept(tmp_path, search="grid", space=space, max_concurrent=1)
+    points = Counter((trial.point["pace"], trial.point["boots"]) for trial in trials)
+    assert points == Counter((p, b) for p in (0.2, 0.7) for b in ("leather", "nailed"))
+    assert most == 1
+    best = max(trials, key=lambda trial: trial.value("height") or 0)
+    assert best.point == {"pace": 0.7, "boots": "nailed"}
+
+
+def test_asha_takes_fewer_steps(two_cpus: None, tmp_path: Path) -> None:
+    trials, _ = swept(tmp_path, trials=9, scheduler={"kind": "asha"}, config={"steps": 30})
+    status = Counter(trial.status for trial in trials)
+    assert status[Status.STOPPED] >= 3
+    assert status[Status.FINISHED] >= 1
+    assert status.total() == 9
+    taken = steps_taken(tmp_path)
+    for trial in trials:
+        steps = taken[f"{trial.number:04d}"]
+        assert steps == list(range(1, len(steps) + 1))
+        assert (len(steps) == 30) == (trial.status is Status.FINISHED)
+    assert sum(map(len, taken.values())) < 0.75 * 9 * 30
+
+
+def test_pbt_goes_on_from_better_checkpoints_with_other_values(
+    two_cpus: None, tmp_path: Path
+) -> None:
+    trials, _ = swept(
+        tmp_path, trials=4, scheduler={"kind": "pbt", "every": 20}, config={"steps": 20}
+    )
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 4
+    copies = [trial for trial in trials if trial.turn]
+    assert copies, "nobody was copied"
+    taken = steps_taken(tmp_path)
+    for trial in copies:
+        name = f"{trial.number:04d}-{trial.turn}"
+        steps = taken[name]
+        assert steps[0] > 1, "it began at the beginning"
+        assert steps == list(range(steps[0], 21))
+        assert trial.point != trial.first_point
+        config = (
+            tmp_path / "trials" / f"{trial.number:04d}-{trial.turn}" / "config.yaml"
+        ).read_text()
+        assert f"pace: {trial.point['pace']!r}" in config
+
+
+def test_what_a_recipe_raises_ends_its_trial_and_no_other(two_cpus: None, tmp_path: Path) -> None:
+    space = {"falls": [False, True], "pace": [0.3, 0.6], "boots": None, "rope.length": None}
+    trials, _ = swept(tmp_path, search="grid", space=space)
+    for trial in trials:
+        fell = trial.point["falls"]
+        assert trial.status is (Status.FAILED if fell else Status.FINISHED)
+        assert ("RuntimeError('fell')" in trial.error) == fell
+    taken = steps_taken(tmp_path)
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in taken.values()), "run again"
+    assert "fell" in (tmp_path / "trials" / "0003" / "error.txt").read_text()
+
+
+def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(
+    two_cpus: None, tmp_path: Path
+) -> None:
+    killed: list[str] = []
+
+    def kill_one(course: Course) -> None:
+        if not killed and course.trials[0].steps == 5:
+            name, _, pid = (tmp_path / "log").read_text().splitlines()[-1].split()
+            killed.append(name)
+            os.kill(int(pid), signal.SIGKILL)
+
+    config = {"steps": 10, "seconds": 0.1, "log": str(tmp_path / "log")}
+    document = {"search": "random", "trials": 1, "config": config}
+    trials = sweeps.run(RECIPE, resolve(RECIPE, [document]), tmp_path, watch=kill_one)
+    assert killed == ["0000"]
+    assert trials[0].status is Status.FINISHED
+    steps = steps_taken(tmp_path)["0000"]
+    assert steps[:5] == [1, 2, 3, 4, 5]
+    assert steps[-4:] == [7, 8, 9, 10]
+    assert len(steps) <= 11, "it began at the beginning"
+
+
+def test_a_sweep_out_of_time_can_go_on(two_cpus: None, tmp_path: Path) -> None:
+    log = {"log": str(tmp_path / "log"), "steps": 40, "seconds": 0.25}
+    document = {"search": "random", "trials": 2, "config": log}
+    short = resolve(RECIPE, [{**document, "time_budget_s": 6}])
+    trials = sweeps.run(RECIPE, short, tmp_path)
+    assert not any(trial.status.over for trial in trials)
+    trials = sweeps.run(RECIPE, resolve(RECIPE, [document]), tmp_path)
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 2
+    for steps in steps_taken(tmp_path).values():
+        assert sorted(set(steps)) == list(range(1, 41))
+        assert len(steps) <= 42
+
+
+def test_a_killed_sweep_goes_on_and_repeats_nothing_that_had_ended(
+    short_folder: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    config = {"steps": 8, "seconds": 0.25, "log": str(log)}
+    document = {"search": "tpe", "trials": 6, "config": config, "scheduler": "none"}
+    folder = tmp_path / "sweep"
+    words = [sys.executable, "-m", "tests.tune.hill", str(folder), json.dumps(document)]
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        temp = short_folder / name
+        return subprocess.Popen(
+            [*words, str(temp)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
+        )
+
+    driver = start("k1")
+    deadline = time.monotonic() + 120
+    while True:
+        assert driver.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline
+        trials = read(folder).trials if folder.exists() else []
+        over = [trial for trial in trials if trial.status is Status.FINISHED]
+        halfway = [trial for trial in trials if not trial.status.over and trial.steps >= 3]
+        if len(over) >= 2 and halfway:
+            break
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    before = {trial.number: trial for trial in read(folder).trials}
+    ended = {f"{number:04d}" for number, trial in before.items() if trial.status.over}
+
+    assert start("k2").wait(timeout=150) == 0
+    trials = read(folder).trials
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 6
+    for number, trial in before.items():
+        assert trials[number].point == trial.point
+        if trial.status.over:
+            assert trials[number].final == trial.final
+    for name, steps in steps_taken(tmp_path).items():
+        assert sorted(set(steps)) == list(range(1, 9)), "a step was left out"
+        assert len(steps) <= (8 if name in ended else 10), "it began at the beginning"
