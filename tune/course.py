@@ -146,6 +146,12 @@ class Course:
             self._end(number, Status.FAILED, error=error)
         self._watch(self)
 
+    def suspend(self) -> None:
+        """Nothing runs any more; what has not ended can be gone on with."""
+        for trial in self.trials:
+            if trial.status is Status.RUNNING:
+                self.journal.interrupt(trial.number)
+
     def check_integrity(self) -> None:
         """Assert every invariant; for tests and post-mortems."""
         self.journal.check_integrity()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -59,9 +60,10 @@ def run(
         with closing(Journal(folder)) as journal:
             course = Course(recipe, sweep, journal, watch)
             if not (course.all_assigned or course.out_of_time):
-                with _ray():
+                with _ray(), _scratch(folder) as scratch:
                     _check_room(sweep)
-                    _fit(recipe, sweep, folder, course)
+                    _fit(recipe, sweep, folder, scratch, course)
+                course.suspend()
             return course.trials
 
 
@@ -87,7 +89,7 @@ def begin(sweep: Sweep, folder: Path) -> None:
 _MAY_CHANGE = {"trials", "time_budget_s", "max_concurrent", "resources", "workers", "retries"}
 
 
-def _fit(recipe: Recipe[Any], sweep: Sweep, folder: Path, course: Course) -> None:
+def _fit(recipe: Recipe[Any], sweep: Sweep, folder: Path, scratch: Path, course: Course) -> None:
     space = domains(recipe, sweep)
     job = trials.Job(recipe=recipe, sweep=sweep, folder=folder)
     scheduler = schedulers.make(
@@ -117,7 +119,7 @@ def _fit(recipe: Recipe[Any], sweep: Sweep, folder: Path, course: Course) -> Non
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder / ".ray"),
+            storage_path=str(scratch),
             stop=_Stopper(course),
             callbacks=[_Listener(course)],
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
@@ -209,6 +211,17 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Where Tune keeps what nobody reads afterwards: snapshots, checkpoints on their way."""
+    scratch = folder / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 _ENVIRON = {
