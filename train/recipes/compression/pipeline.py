@@ -1,0 +1,168 @@
+"""One run: a classifier in; pruned, distilled and quantised; measured; the int8 file out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.predictors import image, onnx_image
+from train.data import digits
+from train.recipe import Metrics, RunContext
+from train.recipes.compression import Compression
+from train.recipes.compression.distillation import Hints, lower_bound, student
+from train.recipes.compression.fit import accuracy
+from train.recipes.compression.onnx_int8 import export, quantise
+from train.recipes.compression.pruning import pruned, share_of_zeros
+
+POINTS = 100
+"""Accuracies are shares of one, their differences percentage points."""
+
+
+def run(config: Compression, context: RunContext) -> Metrics:
+    data = digits.load()
+    pixels, labels = image.pixels(data.train_images), torch.tensor(data.train_labels)
+    test, truth = image.pixels(data.test_images), torch.tensor(data.test_labels)
+    original = image.read(context.inputs["image-classifier"])
+    before = accuracy(original, test, truth)
+    metrics: dict[str, float] = {"accuracy_before": before}
+
+    def points_lost(after: float) -> float:
+        return POINTS * (before - after)
+
+    cut, tuned = pruned(
+        original,
+        pixels,
+        labels,
+        sparsity=config.sparsity,
+        epochs=config.prune_epochs,
+        learning_rate=config.prune_learning_rate,
+        seed=config.seed,
+    )
+    metrics |= {
+        "sparsity": share_of_zeros(tuned),
+        "pruned_drop": points_lost(accuracy(tuned, test, truth)),
+        "pruned_drop_untuned": points_lost(accuracy(cut, test, truth)),
+    }
+    pupil, told = distil(config, original, pixels, labels, test, truth, context)
+    metrics |= told
+
+    chosen = {"original": original, "pruned": tuned, "student": pupil}[config.network]
+    whole, small = context.out / "float32.onnx", context.artifact / onnx_image.MODEL
+    example = pixels[:2]
+    export(chosen, example, whole)
+    quantise(whole, pixels[: config.calibration].numpy(), small)
+    exact = OnnxNet(whole)
+    quick = OnnxNet(small)
+    metrics |= {
+        "accuracy": quick.accuracy(test, truth),
+        "int8_drop": POINTS * (accuracy(chosen, test, truth) - quick.accuracy(test, truth)),
+        "export_error": float((exact(test) - plain(chosen, test)).abs().max()),
+        "bytes": float(small.stat().st_size),
+        "size_ratio": whole.stat().st_size / small.stat().st_size,
+    }
+    write_speed(context.out / "speed.json", config.timings, test, chosen, exact, quick)
+    return metrics
+
+
+def distil(
+    config: Compression,
+    teacher: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    truth: Tensor,
+    context: RunContext,
+) -> tuple[nn.Module, dict[str, float]]:
+    """The first student, and how all of them compare with their twins without a teacher."""
+    architecture = image.Architecture(
+        channels=config.student_channels, hidden=config.student_hidden
+    )
+    hints = Hints(temperature=config.temperature, weight=config.hint)
+    first: nn.Module | None = None
+    taught, alone = [], []
+    for number in range(config.students):
+        pair = [
+            student(
+                lambda seed: image.build(architecture, seed=seed),
+                someone,
+                pixels,
+                labels,
+                hints=hints,
+                epochs=config.student_epochs,
+                learning_rate=config.student_learning_rate,
+                seed=config.seed * 1000 + number,
+            )
+            for someone in (teacher, None)
+        ]
+        first = first or pair[0]
+        taught.append(accuracy(pair[0], test, truth))
+        alone.append(accuracy(pair[1], test, truth))
+        context.report(
+            {"student_accuracy": taught[-1], "scratch_accuracy": alone[-1]},
+            step=number + 1,
+            total=config.students,
+        )
+    assert first is not None
+    gains = [POINTS * (a - b) for a, b in zip(taught, alone, strict=True)]
+    return first, {
+        "student_weights": float(sum(p.numel() for p in first.parameters())),
+        "student_accuracy": statistics.fmean(taught),
+        "scratch_accuracy": statistics.fmean(alone),
+        "student_gain": statistics.fmean(gains),
+        "student_gain_low": lower_bound(gains),
+    }
+
+
+class OnnxNet:
+    """An ONNX file that is called like the network it was made from."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnx_image.session(path)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        (logits,) = self._session.run([onnx_image.OUTPUT], {onnx_image.INPUT: pixels.numpy()})
+        return torch.from_numpy(logits)
+
+    def accuracy(self, pixels: Tensor, labels: Tensor) -> float:
+        return (self(pixels).argmax(1) == labels).double().mean().item()
+
+
+def plain(net: nn.Module, pixels: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return net(pixels)
+
+
+def write_speed(
+    path: Path, rounds: int, pixels: Tensor, net: nn.Module, exact: OnnxNet, quick: OnnxNet
+) -> None:
+    """Median microseconds of a call, for one image and for 32.
+
+    They take turns, so that a neighbour on the machine slows all of them. A file, not
+    metrics: those are the same for the same seed.
+    """
+    ways: Mapping[str, Callable[[Tensor], Tensor]] = {
+        "torch_float32": lambda batch: plain(net, batch),
+        "onnx_float32": exact,
+        "onnx_int8": quick,
+    }
+    table: dict[str, Any] = {"torch_threads": torch.get_num_threads(), "onnx_threads": 1}
+    for size in (1, 32):
+        batch = pixels[:size].contiguous()
+        took: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(rounds + 1):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way(batch)
+                if turn:  # the first one warms up
+                    took[name].append(time.perf_counter() - began)
+        table[f"batch_{size}_median_us"] = {
+            name: round(1e6 * statistics.median(times), 1) for name, times in took.items()
+        }
+    path.write_text(json.dumps(table, indent=1) + "\n")
