@@ -78,18 +78,19 @@ async def ask(replica: PredictorReplica, *inputs: Json) -> Any:
     return await replica.predict(list(inputs), Priority.STANDARD, "public", 5.0)
 
 
-def stop(replica: PredictorReplica) -> None:
+async def stop(replica: PredictorReplica) -> None:
     for task in replica._tasks:
         task.cancel()
+    await asyncio.gather(*replica._tasks, return_exceptions=True)
+    await replica._catalogue.close()
 
 
-@pytest.mark.parametrize("kind", ["queue", "serve"])
-async def test_predictions_in_order_with_their_version(tmp_path: Path, kind: str) -> None:
+async def test_predictions_in_order_with_their_version(tmp_path: Path) -> None:
     await add(tmp_path / "2", 2, "champion")
-    shell = replica(batcher={"kind": kind, "max_batch_size": 3})
+    shell = replica()
     shell.reconfigure({"max_batch_size": 3, "max_wait_s": 0.0})
     assert await ask(shell, *range(10)) == ([2 * i for i in range(10)], "scale@1")
-    stop(shell)
+    await stop(shell)
 
 
 async def test_the_input_at_fault_is_named(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ async def test_the_input_at_fault_is_named(tmp_path: Path) -> None:
     assert refusal.message == "input 3: it is no number."
     assert (refusal.param, refusal.details) == ("inputs[3]", {"index": 3})
     assert (await ask(shell, 1))[0] == [2]
-    stop(shell)
+    await stop(shell)
 
 
 async def test_a_folder_has_no_versions(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ async def test_an_alias_moves_under_load_and_no_request_fails(tmp_path: Path) ->
         ((2, 2, 2), "scale@1"),
         ((3, 3, 3), "scale@2"),
     }
-    stop(shell)
+    await stop(shell)
 
 
 async def test_a_pinned_hash_does_not_follow(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ async def test_a_pinned_hash_does_not_follow(tmp_path: Path) -> None:
     await add(tmp_path / "3", 3, "champion")
     await asyncio.sleep(0.1)
     assert await ask(shell, 1) == ([2], "scale@1")
-    stop(shell)
+    await stop(shell)
 
 
 async def test_it_is_written_down_who_serves(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ async def test_it_is_written_down_who_serves(tmp_path: Path) -> None:
         while not (uses := (await registry.lineage("scale@1")).uses):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert [(use.name, use.replica) for use in uses] == [("scale", "r1")]
-    stop(shell)
+    await stop(shell)
 
 
 async def test_what_is_not_there_stops_the_start() -> None:

@@ -268,7 +268,7 @@ async def test_an_unknown_model_is_told_which_exist(client: httpx.AsyncClient) -
     error = answer.json()["error"]
     assert error["param"] == "model"
     assert error["message"] == (
-        "The model 'gpt' does not exist. Served here: minilm, org/model:v1, smollm2."
+        "The model 'gpt' does not exist. Served here: digits, minilm, org/model:v1, smollm2."
     )
 
 

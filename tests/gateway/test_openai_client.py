@@ -95,7 +95,8 @@ def test_embeddings(client: OpenAI) -> None:
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["minilm", "org/model:v1", "smollm2"]
+    names = [model.id for model in client.models.list()]
+    assert names == ["digits", "minilm", "org/model:v1", "smollm2"]
     assert client.models.retrieve("org/model:v1").created == 1_700_000_001
 
 
@@ -142,7 +143,7 @@ async def test_the_async_client(async_client: AsyncOpenAI) -> None:
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello!"
     embedded = await async_client.embeddings.create(model="minilm", input="b")
     assert embedded.usage.prompt_tokens == 1
-    assert len([model async for model in async_client.models.list()]) == 3
+    assert len([model async for model in async_client.models.list()]) == 4
 
 
 async def test_a_cancelled_call_frees_its_slot(async_client: AsyncOpenAI, world: World) -> None:
