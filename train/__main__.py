@@ -128,11 +128,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _say(f"error: {error.message}")
         return BAD_INPUT if isinstance(error, ConfigError | InvalidInput) else FAILED
     except KeyboardInterrupt:
-        _say("interrupted")
         return INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        return FAILED
 
 
 def plan(arguments: argparse.Namespace) -> Plan:
@@ -218,6 +214,30 @@ def _inputs(given: Sequence[str]) -> dict[str, str]:
 
 
 def _train(plan: Plan) -> int:
+    try:
+        return _run(plan)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        _advise(plan)
+        return INTERRUPTED
+    except (ConfigError, InvalidInput):
+        raise
+    except PlatformError as error:
+        _say(f"error: {error.message}")
+        _advise(plan)
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        _advise(plan)
+        return FAILED
+
+
+def _advise(plan: Plan) -> None:
+    if plan.folder.request() is not None:
+        _say(f"go on with: python -m train --resume {plan.folder.path}")
+
+
+def _run(plan: Plan) -> int:
     from train import inputs, progress
     from train.run import run
 

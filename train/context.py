@@ -66,10 +66,9 @@ class Context:
         if step <= self._last[0]:
             raise ValueError(f"report: step is {step}, expected more than {self._last[0]}")
         self._last[0] = step
+        now = round(time.time(), 3)
         numbers = {name: float(value) for name, value in metrics.items()}
-        self.on_report(
-            Reported(step=step, metrics=numbers, time=time.time(), total=total), checkpoint
-        )
+        self.on_report(Reported(step=step, metrics=numbers, time=now, total=total), checkpoint)
 
     def map(self, function: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
         """See :class:`train.recipe.RunContext`."""

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,24 @@ def code_revision(root: Path = ROOT, environ: Mapping[str, str] = os.environ) ->
 
 def environment(device: str) -> dict[str, Any]:
     """Interpreter, packages and machine. No names of hosts or users."""
-    packages = {
-        each.metadata["Name"]: each.version
-        for each in importlib.metadata.distributions()
-        if each.metadata["Name"]
-    }
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "device": device,
-        "packages": dict(sorted(packages.items(), key=lambda each: each[0].lower())),
+        "packages": _packages(),
     }
+
+
+@cache
+def _packages() -> dict[str, str]:
+    found = {
+        each.metadata["Name"]: each.version
+        for each in importlib.metadata.distributions()
+        if each.metadata["Name"]
+    }
+    return dict(sorted(found.items(), key=lambda each: each[0].lower()))
 
 
 def _git(root: Path, *words: str) -> str:

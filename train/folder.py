@@ -87,12 +87,8 @@ class RunFolder:
         except (OSError, TypeError, yaml.YAMLError) as error:
             raise ConfigError(f"{self.path / CONFIG} cannot be read ({error})") from None
 
-    def begin(self, request: Request, environment: Mapping[str, Any]) -> None:
-        """Write down what is asked for, before anything else; or check that it is the same.
-
-        Raises:
-            ConfigError: the folder holds another run, or something that is no run.
-        """
+    def check(self, request: Request) -> None:
+        """Raises ConfigError: the folder holds another run, or something that is no run."""
         before = self.request()
         if before is None and self.path.is_dir() and any(_foreign(self.path)):
             raise ConfigError(
@@ -102,6 +98,14 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} holds another run: {difference}; choose another folder with --out"
             )
+
+    def begin(self, request: Request, environment: Mapping[str, Any]) -> None:
+        """Write down what is asked for, before anything else.
+
+        Raises:
+            ConfigError: as ``check`` does.
+        """
+        self.check(request)
         with disk.explain_full(self.path, "The run directory"):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             disk.write_json(self.path / ENVIRONMENT, {**self._earlier(), **environment})

@@ -27,7 +27,7 @@ def encode(report: Reported) -> str:
     row = {
         "step": report.step,
         "total": report.total,
-        "time": round(report.time, 3),
+        "time": report.time,
         "metrics": {k: v if math.isfinite(v) else None for k, v in report.metrics.items()},
     }
     return json.dumps(row) + "\n"

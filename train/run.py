@@ -103,7 +103,7 @@ def run(
     folder = RunFolder(out)
     with folder.driven():
         if (ended := folder.result()) is not None:
-            folder.begin(request, {})
+            folder.check(request)
             return _ended(folder, ended)
         revision, environment = facts.code_revision(), facts.environment(local_device())
         folder.begin(

@@ -7,6 +7,8 @@ raises is told about once and left alone.
 from __future__ import annotations
 
 import math
+import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -55,18 +57,34 @@ class TensorBoard:
     def __call__(self, event: Event) -> None:
         match event:
             case RunStarted():
-                from tensorboardX import SummaryWriter
-
                 # Steps after the checkpoint are reported again: the purge hides the old ones.
                 purge = event.resumed_from + 1 if event.resumed_from else None
-                self._writer = SummaryWriter(
-                    str(event.out / "tensorboard"), purge_step=purge, write_to_disk=True
+                self._writer = _summary_writer()(
+                    str(event.out / "tensorboard"),
+                    purge_step=purge,
+                    filename_suffix=f".{secrets.token_hex(3)}",  # its names go by the second
                 )
             case Reported():
                 for name, value in event.metrics.items():
-                    self._writer.add_scalar(name, value, event.step, walltime=event.time)
+                    if math.isfinite(value):
+                        self._writer.add_scalar(name, value, event.step, walltime=event.time)
             case RunEnded():
                 self._writer.close()
+
+
+def _summary_writer() -> Any:
+    """tensorboardX imports torch where there is one, for tensors, which it never gets here.
+    For a run without torch that would be most of its start.
+    """
+    without = "torch" not in sys.modules
+    if without:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # as if not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if without:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class Wandb:

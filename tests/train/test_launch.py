@@ -1,0 +1,227 @@
+"""Runs on real Ray: where they are carried out changes nothing, and neither does who dies."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from models.errors import ConfigError, Unavailable, UpstreamError
+from tests.train.toys.duo import RECIPE as DUO
+from tests.train.toys.duo import Duo
+from tests.train.toys.walk import RECIPE as WALK
+from tests.train.toys.walk import Walk
+from train import history
+from train.config import Launch, Resources
+from train.events import Event, Reported, RunStarted
+from train.folder import RunFolder
+from train.recipe import Config, Metrics, Recipe, RunContext
+from train.run import Result, run
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A Ray with two CPUs."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def on_ray(
+    recipe: Recipe[Any],
+    config: Config,
+    folder: Path,
+    workers: int | tuple[int, int],
+    events: list[Event] | None = None,
+    **launch: Any,
+) -> Result:
+    from train.launch import place
+
+    return run(
+        recipe,
+        config,
+        folder=RunFolder(folder),
+        place=place(recipe, Launch(**launch), workers=workers),
+        subscribers=[] if events is None else [events.append],
+    )
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    return [(each.step, each.metrics["place"]) for each in history.read(folder)]
+
+
+def expected(recipe: Recipe[Any], config: Config, folder: Path) -> list[tuple[int, float]]:
+    """In this process, undisturbed."""
+    run(recipe, config, folder=RunFolder(folder))
+    return curve(folder)
+
+
+def same(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
+    """Within what adding up in another order changes."""
+    return [step for step, _ in one] == [step for step, _ in other] and all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+        for (_, a), (_, b) in zip(one, other, strict=True)
+    )
+
+
+def workers_of_ray(name: str) -> list[psutil.Process]:
+    """Of this test's Ray: its processes are our descendants."""
+    mine = psutil.Process().children(recursive=True)
+    return [each for each in mine if each.is_running() and name in " ".join(each.cmdline()[:1])]
+
+
+def kill_one(folder: Path, name: str, *, after: int, rank: int = 0) -> threading.Thread:
+    """SIGKILL a worker as soon as the history has so many reports."""
+
+    def kill() -> None:
+        while len(history.read(folder)) < after:
+            time.sleep(0.01)
+        found = sorted(workers_of_ray(name), key=lambda each: each.pid)
+        found[rank].send_signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_on_a_worker(tmp_path: Path) -> None:
+    events: list[Event] = []
+    config = Walk(steps=12)
+    result = on_ray(WALK, config, tmp_path / "ray", 1, events)
+    assert result.passed
+    assert curve(tmp_path / "ray") == expected(WALK, config, tmp_path / "here")
+    assert [event.step for event in events if isinstance(event, Reported)] == [*range(1, 13)]
+
+
+def test_a_killed_worker_is_replaced_and_goes_on(tmp_path: Path) -> None:
+    config = Walk(steps=60, every=7, pause_s=0.05)
+    killer = kill_one(tmp_path / "ray", "train walk", after=20)
+    on_ray(WALK, config, tmp_path / "ray", 1)
+    killer.join(5)
+    assert not killer.is_alive()
+    assert curve(tmp_path / "ray") == expected(WALK, Walk(steps=60, every=7), tmp_path / "here")
+
+
+def test_errors_of_a_worker_arrive_as_they_were_raised(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="step 3 is wrong"):
+        on_ray(WALK, Walk(wrong_at=3), tmp_path / "a", 1)
+    with pytest.raises(Unavailable, match="checkpoint of step 10"):
+        on_ray(WALK, Walk(full_at=10), tmp_path / "b", 1)
+
+
+def test_two_workers_walk_as_one(tmp_path: Path) -> None:
+    events: list[Event] = []
+    config = Duo(steps=12)
+    result = on_ray(DUO, config, tmp_path / "ray", 2, events)
+    assert result.metrics["workers"] == 2
+    assert same(curve(tmp_path / "ray"), expected(DUO, config, tmp_path / "here"))
+    assert [event.step for event in events if isinstance(event, Reported)] == [*range(1, 13)]
+    assert not (tmp_path / "ray" / ".ray").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_that_loses_a_worker_ends_with_the_same_curve(rank: int, tmp_path: Path) -> None:
+    events: list[Event] = []
+    config = Duo(steps=60, every=7, pause_s=0.05)
+    killer = kill_one(tmp_path / "ray", "RayTrainWorker", after=20, rank=rank)
+    result = on_ray(DUO, config, tmp_path / "ray", 2, events)
+    killer.join(5)
+    assert not killer.is_alive()
+    assert result.metrics["workers"] == 2
+    assert same(curve(tmp_path / "ray"), expected(DUO, Duo(steps=60, every=7), tmp_path / "here"))
+    told = [event.step for event in events if isinstance(event, Reported)]
+    assert told == [*range(1, 61)]
+
+
+def test_an_error_that_would_come_again_ends_a_group_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="step 3 is wrong"):
+        on_ray(DUO, Duo(wrong_at=3), tmp_path / "a", 2)
+    # Only the first worker writes, while the other one waits for it in the next step.
+    with pytest.raises(Unavailable, match="checkpoint of step 10"):
+        on_ray(DUO, Duo(full_at=10), tmp_path / "b", 2)
+    assert [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()] == ["step-0000000005"]
+
+
+def test_an_elastic_group_takes_the_room_there_is(tmp_path: Path) -> None:
+    config = Duo(steps=12)
+    result = on_ray(DUO, config, tmp_path / "ray", (1, 3))
+    assert result.metrics["workers"] == 2
+    assert same(curve(tmp_path / "ray"), expected(DUO, config, tmp_path / "here"))
+
+
+def test_a_group_goes_on_with_what_another_number_of_workers_began(tmp_path: Path) -> None:
+    config, folder = Duo(steps=30), RunFolder(tmp_path / "run")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Reported) and event.step == 13:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(DUO, config, folder=folder, subscribers=[stop])
+    events: list[Event] = []
+    on_ray(DUO, config, folder.path, 2, events)
+    assert isinstance(events[0], RunStarted)
+    assert events[0].resumed_from == 10
+    assert same(curve(folder.path), expected(DUO, config, tmp_path / "here"))
+
+
+def test_a_recipe_that_cannot_divide_its_work_gets_no_group(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not divide its work"):
+        on_ray(WALK, Walk(), tmp_path / "a", 2)
+
+
+def test_what_fails_again_and_again_is_given_up(tmp_path: Path) -> None:
+    def fail(config: Config, context: RunContext) -> Metrics:
+        raise RuntimeError("bug")
+
+    recipe = replace(DUO, run=fail)
+    with pytest.raises(UpstreamError, match="bug"):
+        on_ray(recipe, Duo(), tmp_path / "a", 2, retries=0)
+    with pytest.raises(RuntimeError, match="bug"):
+        on_ray(recipe, Duo(), tmp_path / "b", 1, retries=0)
+
+
+def squared(number: int) -> int:
+    return number * number
+
+
+def wrong(number: int) -> int:
+    if number == 7:
+        raise ConfigError("7 is wrong")
+    return number
+
+
+def test_map_keeps_order_and_errors(tmp_path: Path) -> None:
+    from train.launch import fan_out
+
+    assert fan_out(squared, range(100)) == [number * number for number in range(100)]
+    assert fan_out(squared, []) == []
+    with pytest.raises(ConfigError, match="7 is wrong"):
+        fan_out(wrong, range(20))
+
+
+def test_map_in_this_process_and_on_a_worker(tmp_path: Path) -> None:
+    def body(config: Config, context: RunContext) -> Metrics:
+        return {"sum": float(sum(context.map(squared, range(50))))}
+
+    recipe = replace(WALK, run=body, gates={})
+    for workers in (0, 1):
+        launch = {"resources": Resources(cpus=2)}  # all there is: the tasks take its place
+        result = on_ray(recipe, Walk(), tmp_path / str(workers), workers, **launch)
+        assert result.metrics == {"sum": 40425.0}
