@@ -65,7 +65,8 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        text, first, usage, done = "", None, {}, False
+        text, first, done = "", None, False
+        usage: dict[str, int] = {}
         try:
             async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != 200:
