@@ -38,10 +38,10 @@ def seconds_left(course: Course) -> float | None:
     if not over:
         return None
     mean, now = sum(over) / len(over), course.journal.now()
-    running = [trial for trial in course.trials if trial.began is not None]
-    under_way = sum(
-        max(mean - trial.seconds - (now - (trial.began or now)), 0) for trial in running
-    )
+    running = [
+        trial.seconds + now - trial.began for trial in course.trials if trial.began is not None
+    ]
+    under_way = sum(max(mean - ran, 0) for ran in running)
     ahead = mean * max(course.goal - len(over) - len(running), 0)
     left = (under_way + ahead) / max(len(running), 1)
     budget = course.sweep.time_budget_s

@@ -225,6 +225,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 _ENVIRON = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # a table of its own, which cannot be switched off
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and the run directories have it
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report has the metric
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots that nobody reads
@@ -235,6 +236,8 @@ _ENVIRON = {
 def _ray() -> Iterator[None]:
     """The cluster that ``RAY_ADDRESS`` names, or one of our own on this machine."""
     os.environ.update(_ENVIRON)
+    # It misses the log files that we have switched off.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.tune.conftest import Open
 from tests.tune.hill import RECIPE
 from tune import __main__ as cli
 from tune.config import RESOLVED, Asha, resolve
 from tune.course import FINAL, Course
-from tune.journal import Journal
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +90,11 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_sweep_in_its_folder_is_shown_and_goes_on_only_as_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    journal: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = resolve(RECIPE, [{"trials": 4, "search": "random"}])
     (tmp_path / RESOLVED).write_text(yaml.safe_dump(sweep.model_dump(mode="json")))
-    course = Course(RECIPE, sweep, Journal(tmp_path))
+    course = Course(RECIPE, sweep, journal(tmp_path))
     trial = course.assign(limit=None)
     assert trial is not None
     course.started(0)

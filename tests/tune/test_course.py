@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import ConfigError
+from tests.tune.conftest import Open
 from tests.tune.hill import RECIPE
 from tune.config import Sweep, resolve
 from tune.course import ERROR, FINAL, REPORT, Assignment, Course
@@ -129,10 +131,19 @@ def test_every_trial_ends_once_whatever_happens(
         assert [(t.status, t.value("height"), t.error) for t in again] == written
 
 
-def course(folder: Path, **document: Any) -> tuple[Course, Clock]:
-    clock = Clock()
-    sweep = resolve(RECIPE, [{"search": "random", "trials": 4, **document}])
-    return Course(RECIPE, sweep, Journal(folder, clock)), clock
+Make = Callable[..., tuple[Course, Clock]]
+
+
+@pytest.fixture
+def course(journal: Open, tmp_path: Path) -> Make:
+    """A new session of one sweep, each time it is called."""
+
+    def make(**document: Any) -> tuple[Course, Clock]:
+        clock = Clock()
+        sweep = resolve(RECIPE, [{"search": "random", "trials": 4, **document}])
+        return Course(RECIPE, sweep, journal(tmp_path, clock)), clock
+
+    return make
 
 
 def begun(one: Course) -> Assignment:
@@ -142,32 +153,36 @@ def begun(one: Course) -> Assignment:
     return trial
 
 
-def test_what_was_begun_comes_first_after_a_kill_and_with_the_same_values(tmp_path: Path) -> None:
-    one, _ = course(tmp_path)
+def test_what_was_begun_comes_first_after_a_kill_and_with_the_same_values(
+    course: Make, tmp_path: Path
+) -> None:
+    one, _ = course()
     first, second, third = (begun(one) for _ in range(3))
     one.told(second, {FINAL: {"height": 0.4}})
     one.completed(second.number)
     one.told(third, report(4, 0.2))
-    other, _ = course(tmp_path)
+    other, _ = course()
     assert [begun(other) for _ in range(2)] == [first, third]
     assert begun(other).number == 3
     assert other.assign(limit=None) is None
     assert other.trials[1].final == {"height": 0.4}
 
 
-def test_replaced_values_are_those_that_a_restart_goes_on_with(tmp_path: Path) -> None:
-    one, _ = course(tmp_path)
+def test_replaced_values_are_those_that_a_restart_goes_on_with(
+    course: Make, tmp_path: Path
+) -> None:
+    one, _ = course()
     begun(one)
     changed = Assignment(number=0, point={"pace": 0.3, "boots": "nailed", "rope.length": 2}, turn=5)
     one.told(changed, report(3, 0.7))
-    other, _ = course(tmp_path)
+    other, _ = course()
     assert begun(other) == changed
     assert changed.folder(tmp_path).path == tmp_path / "trials" / "0000-5"
     assert other.trials[0].first_point != other.trials[0].point
 
 
-def test_steps_that_are_reported_again_replace_the_old_ones(tmp_path: Path) -> None:
-    one, _ = course(tmp_path)
+def test_steps_that_are_reported_again_replace_the_old_ones(course: Make, tmp_path: Path) -> None:
+    one, _ = course()
     trial = begun(one)
     for step, value in [(2, 0.1), (4, 0.2), (6, 0.3), (4, 0.25), (5, 0.28)]:
         one.told(trial, report(step, value))
@@ -176,14 +191,16 @@ def test_steps_that_are_reported_again_replace_the_old_ones(tmp_path: Path) -> N
     assert one.trials[0].value("height") == 0.28
 
 
-def test_time_stands_still_between_sessions_and_the_budget_counts_all(tmp_path: Path) -> None:
-    one, clock = course(tmp_path, time_budget_s=40)
+def test_time_stands_still_between_sessions_and_the_budget_counts_all(
+    course: Make, tmp_path: Path
+) -> None:
+    one, clock = course(time_budget_s=40)
     trial = begun(one)
     clock.now += 20
     one.told(trial, report(1, 0.1))
     spent = one.journal.now()
     assert not one.out_of_time
-    other, clock = course(tmp_path, time_budget_s=40)
+    other, clock = course(time_budget_s=40)
     assert other.journal.now() == pytest.approx(spent, abs=3)
     assert not other.out_of_time
     clock.now += 20
@@ -193,8 +210,8 @@ def test_time_stands_still_between_sessions_and_the_budget_counts_all(tmp_path: 
     assert other.trials[0].seconds == pytest.approx(21, abs=4)  # without the time between
 
 
-def test_a_damaged_journal_is_refused_by_line(tmp_path: Path) -> None:
-    one, _ = course(tmp_path)
+def test_a_damaged_journal_is_refused_by_line(course: Make, tmp_path: Path) -> None:
+    one, _ = course()
     begun(one)
     path = tmp_path / NAME
     path.write_text(path.read_text() + '{"event": "danced", "trial": 0, "at": 3}\n')

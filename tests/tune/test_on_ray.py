@@ -76,11 +76,11 @@ def steps_taken(folder: Path) -> dict[str, list[int]]:
 
 
 def test_a_crowd_of_trials_waits_for_room(two_cpus: None, tmp_path: Path) -> None:
-    trials, most = swept(tmp_path, trials=6, max_concurrent=6)
-    assert [trial.status for trial in trials] == [Status.FINISHED] * 6
+    trials, most = swept(tmp_path, trials=5, max_concurrent=5, config={"seconds": 0.6})
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 5
     assert most == 2
-    assert steps_taken(tmp_path) == {f"{n:04d}": list(range(1, 11)) for n in range(6)}
-    assert all((tmp_path / "trials" / f"{n:04d}" / "result.json").exists() for n in range(6))
+    assert steps_taken(tmp_path) == {f"{n:04d}": list(range(1, 11)) for n in range(5)}
+    assert all((tmp_path / "trials" / f"{n:04d}" / "result.json").exists() for n in range(5))
 
 
 def test_a_trial_may_take_the_whole_machine_but_not_more(two_cpus: None, tmp_path: Path) -> None:

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
+from tests.tune.conftest import Open
 from tests.tune.hill import RECIPE, Hill, Rope
 from train import config as experiments
 from tune import progress, results
 from tune.config import Sweep, domains, resolve
 from tune.course import ERROR, FINAL, REPORT, Course
-from tune.journal import Journal, Trial
+from tune.journal import Trial
 
 
 @pytest.fixture
-def swept(tmp_path: Path) -> tuple[Sweep, list[Trial]]:
+def swept(journal: Open, tmp_path: Path) -> tuple[Sweep, list[Trial]]:
     """Four finished, one stopped, one failed and one that diverged."""
     document = {"trials": 8, "search": "random", "config": {"rope": {"strong": False}}}
     sweep = resolve(RECIPE, [document])
-    course = Course(RECIPE, sweep, Journal(tmp_path))
+    course = Course(RECIPE, sweep, journal(tmp_path))
     ends: list[dict[str, Any]] = [{FINAL: {"height": value}} for value in (0.5, 0.9, 0.7, 0.2)]
     ends += [{}, {ERROR: "fell, [badly]"}, {FINAL: {"height": float("nan")}}]
     for end in ends:
@@ -105,12 +106,14 @@ def test_axes_keep_the_order_of_their_domain() -> None:
     assert results.so_far(resolve(RECIPE, []), [0.2, 0.1, 0.3]) == [0.2, 0.2, 0.3]
 
 
-def test_progress_says_what_runs_what_is_best_and_how_long_it_takes(tmp_path: Path) -> None:
+def test_progress_says_what_runs_what_is_best_and_how_long_it_takes(
+    journal: Open, tmp_path: Path
+) -> None:
     now = [0.0]
     sweep = resolve(RECIPE, [{"trials": 6, "search": "random"}])
     stream = io.StringIO()
     lines = progress.Lines(stream, every_s=5, clock=lambda: now[0])
-    course = Course(RECIPE, sweep, Journal(tmp_path, lambda: now[0]), watch=lines)
+    course = Course(RECIPE, sweep, journal(tmp_path, lambda: now[0]), watch=lines)
     first, second = course.assign(limit=None), course.assign(limit=None)
     assert first is not None
     assert second is not None

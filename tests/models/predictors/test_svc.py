@@ -20,7 +20,7 @@ DIGITS = load_digits()
 @pytest.fixture(scope="module")
 def fitted() -> Any:
     """A poor one, so that pairs of classes often disagree."""
-    return SVC(C=0.02, gamma=5e-4).fit(DIGITS.data[:400], DIGITS.target[:400])
+    return SVC(C=0.1, gamma=1e-3).fit(DIGITS.data[:400], DIGITS.target[:400])
 
 
 def inputs(rows: Any) -> list[Any]:
