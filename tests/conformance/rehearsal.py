@@ -90,8 +90,8 @@ def _watch(out: Path) -> set[str]:
         match event:
             case "open" if isinstance(arguments[2], int) and arguments[2] & writing:
                 paths = arguments[:1]
-            case "os.mkdir" | "os.remove" | "os.rmdir":
-                paths = arguments[:1]
+            case "os.mkdir" | "os.remove" | "os.rmdir" if arguments[-1] == -1:
+                paths = arguments[:1]  # removing a tree names files relative to open folders
             case "os.rename":
                 paths = arguments[:2]
             case _:
