@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.recipes.federated import privacy
@@ -40,6 +40,7 @@ def test_everyone_in_every_round_is_the_plain_gaussian() -> None:
     assert nearly == pytest.approx(7 / 8, rel=1e-6)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0.3, 10), st.floats(0.01, 1), st.integers(1, 1000))
 def test_more_rounds_more_clients_less_noise_cost_more(
     noise: float, rate: float, rounds: int
