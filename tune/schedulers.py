@@ -95,6 +95,9 @@ def seen(sweep: Sweep, report: Report) -> dict[str, float]:
         return {}
     if not math.isfinite(value):
         return NOTHING
+    if isinstance(sweep.scheduler, Pbt) and report.total and report.step >= report.total:
+        # Too late: who was replaced now would have values that it was never trained with.
+        return {FAR: 0.0, VALUE: value}
     if not isinstance(sweep.scheduler, Watching) or sweep.scheduler.by == "step":
         return {FAR: report.step, VALUE: value}
     if report.progress is None:

@@ -132,6 +132,13 @@ def test_what_a_scheduler_sees() -> None:
     assert seen(watching, Report(step=1, total=2, metrics={"loss": 2.0})) == {FAR: 50, VALUE: 2.0}
 
 
+def test_nobody_is_replaced_when_there_is_nothing_left_to_train() -> None:
+    one = sweep({"kind": "pbt", "every": 20})
+    last = Report(step=12, total=12, metrics={"height": 0.5})
+    assert seen(one, last)[FAR] == 0
+    assert seen(one, Report(step=11, total=12, metrics={"height": 0.5}))[FAR] > 90
+
+
 def test_a_diverged_trial_is_no_measure_for_others() -> None:
     one = sweep({"kind": "asha", "first": 10, "reduction": 2})
     scheduler = make(one)
