@@ -161,7 +161,7 @@ class Model(Searcher):
         self._blind = optuna.samplers.RandomSampler(seed=0)
         direction = "maximize" if mode == "max" else "minimize"
         self._study = optuna.create_study(direction=direction, sampler=self._blind)
-        self._trials: dict[int, optuna.trial.Trial] = {}
+        self._trials: dict[int, Any] = {}
         self._worst: float | None = None
 
     def _propose(self, number: int) -> Point:
@@ -322,6 +322,7 @@ def grid_values(domain: Domain, points: int) -> list[Value]:
 def distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
     """A domain in Optuna's words."""
     distributions = import_optuna().distributions
+    found: optuna.distributions.BaseDistribution
     match domain:
         case Float(low=low, high=high, log=log):
             found = distributions.FloatDistribution(low, high, log=log)

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--show", metavar="WHAT", help="what a recipe varies, or what a sweep's folder has found"
     )
     top.add_argument("--config", type=Path, metavar="FILE", help="a sweep as YAML")
-    again = {"action": "append", "default": [], "type": str}
+    again: dict[str, Any] = {"action": "append", "default": [], "type": str}
     top.add_argument(
         "--set", metavar="KEY=VALUE", help="of the recipe's configuration, for all trials", **again
     )

@@ -166,7 +166,7 @@ def report(sweep: Sweep, space: Space, trials: Sequence[Trial]) -> str:
         ConfigError: plotly is missing.
     """
     try:
-        import plotly.graph_objects as plotly
+        import plotly.graph_objects as plotly  # type: ignore[import-untyped]
     except ImportError:
         raise ConfigError("Plots need plotly: pip install 'frontier-run[tune]'.") from None
     found = measured(sweep, trials)
@@ -230,7 +230,7 @@ def draw_parallel(sweep: Sweep, space: Space, trials: Sequence[Trial], path: Pat
 
     found = measured(sweep, trials)
     values = [value for _, value in found]
-    colour = ScalarMappable(
+    shade: Any = ScalarMappable(
         Normalize(min(values), max(values)),
         colormaps["viridis" if sweep.mode == "max" else "viridis_r"],
     )
@@ -249,12 +249,12 @@ def draw_parallel(sweep: Sweep, space: Space, trials: Sequence[Trial], path: Pat
     order = sorted(range(len(found)), key=lambda i: values[i], reverse=sweep.mode == "min")
     for i in order:  # the best on top
         line = [height[i] for height in heights]
-        axes.plot(range(len(line)), line, color=colour.to_rgba(values[i]), marker="o", markersize=3)
+        axes.plot(range(len(line)), line, color=shade.to_rgba(values[i]), marker="o", markersize=3)
     axes.set_xticks(range(len(space)), list(space))
     axes.set_yticks([])
     axes.set_title(f"{sweep.recipe}: {len(found)} trials")
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    figure.colorbar(colour, ax=axes, label=sweep.metric)
+    figure.colorbar(shade, ax=axes, label=sweep.metric)
     figure.savefig(path, dpi=100)
 
 

@@ -32,7 +32,7 @@ from train.recipe import Recipe
 from tune import schedulers
 from tune import trial as trials
 from tune.config import RESOLVED, Pbt, Sweep, domains, read_resolved
-from tune.course import ERROR, FINAL, Course
+from tune.course import ERROR, FINAL, Assignment, Course
 from tune.journal import Journal, Trial
 
 Watch = Callable[[Course], None]
@@ -129,7 +129,7 @@ def _fit(recipe: Recipe[Any], sweep: Sweep, folder: Path, scratch: Path, course:
     tuner.fit()
 
 
-class _Proposals(Searcher):
+class _Proposals(Searcher):  # type: ignore[misc]  # Ray is untyped
     """The course as Tune asks for it."""
 
     def __init__(self, course: Course, at_a_time: int | None) -> None:
@@ -152,7 +152,7 @@ class _Proposals(Searcher):
         """The journal has it."""
 
 
-class _Listener(tune.Callback):
+class _Listener(tune.Callback):  # type: ignore[misc]  # Ray is untyped
     """Tells the course what happens to Tune's trials."""
 
     def __init__(self, course: Course) -> None:
@@ -176,7 +176,7 @@ class _Listener(tune.Callback):
         self._course.lost(_number(trial), f"its process died: {trial.get_error()!r:.500}")
 
 
-class _Stopper(tune.Stopper):
+class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray is untyped
     """Ends a trial that has diverged, and everything when the time is over."""
 
     def __init__(self, course: Course) -> None:
@@ -190,7 +190,7 @@ class _Stopper(tune.Stopper):
         return self._course.out_of_time
 
 
-def _assignment(trial: Any) -> trials.Assignment:
+def _assignment(trial: Any) -> Assignment:
     return trials.assignment(str(trial), trial.config)
 
 
