@@ -7,6 +7,8 @@ beside random search with as many trials:
 - C and gamma of a support vector classifier on scikit-learn's digits. Accuracy is of nested
   cross-validation: each fifth of the digits is predicted by a classifier whose parameters
   were searched without it. The artifact is a classifier searched and fitted on all digits.
+  scikit-learn's default gamma was made for such data, so that there is next to nothing to
+  gain: this part shows that a search does not overfit what it sees.
 """
 
 from __future__ import annotations
@@ -67,11 +69,11 @@ def run(config: Hyperparameters, context: RunContext) -> Metrics:
     folds = [
         _Fold(kind=kind, config=config, train=train, test=test, seed=config.seed + 1 + number)
         for number, (train, test) in enumerate(_parts(labels, config.folds, config.seed))
-        for kind in (config.search, "random")
+        for kind in (config.search, "random", None)
     ]
     hits = context.map(partial(_hits, features, labels), folds)
-    accuracy, accuracy_by_chance = (sum(hits[which::2]) / len(labels) for which in (0, 1))
-    told = {"svc_accuracy": accuracy, "svc_accuracy_random": accuracy_by_chance}
+    names = ("svc_accuracy", "svc_accuracy_random", "svc_accuracy_default")
+    told = {name: sum(hits[which::3]) / len(labels) for which, name in enumerate(names)}
     context.report(told, step=2, total=3)
 
     everything = range(len(labels))
@@ -98,6 +100,7 @@ class _Fold:
     """One search without ``test``, judged on it."""
 
     kind: Any
+    """Of the search; ``None``: scikit-learn's default parameters."""
     config: Hyperparameters
     train: Sequence[int]
     test: Sequence[int]
@@ -106,7 +109,9 @@ class _Fold:
 
 def _hits(features: NDArray[np.float64], labels: NDArray[np.int64], fold: _Fold) -> int:
     """How many of the fold's test digits are recognised."""
-    point, _ = _tuned(features, labels, fold.train, fold.kind, fold.config, fold.seed)
+    point: Point = {}
+    if fold.kind is not None:
+        point, _ = _tuned(features, labels, fold.train, fold.kind, fold.config, fold.seed)
     fitted = _fit(features, labels, fold.train, point)
     predicted = fitted.predict(features[list(fold.test)])
     return int((predicted == labels[list(fold.test)]).sum())
@@ -141,8 +146,7 @@ def _fit(
     from sklearn.svm import SVC as Classifier
 
     chosen = list(rows)
-    classifier = Classifier(C=point["C"], gamma=point["gamma"])
-    return classifier.fit(features[chosen], labels[chosen])
+    return Classifier(**point).fit(features[chosen], labels[chosen])
 
 
 def _parts(
@@ -182,11 +186,22 @@ RECIPE = Recipe(
     config=Hyperparameters,
     run=run,
     gates={
-        "branin": Gate(at_most=0.41, baseline="minimum 0.3979; random search: branin_random"),
-        "svc_accuracy": Gate(at_least=0.985, baseline="@@"),
+        "branin": Gate(
+            at_most=0.41, baseline="minimum 0.3979; random search 0.999 (branin_random)"
+        ),
+        "svc_accuracy": Gate(
+            at_least=0.985,
+            baseline="logistic regression 0.969; the default C and gamma reach 0.987"
+            " (svc_accuracy_default), random search 0.989 (svc_accuracy_random)",
+        ),
     },
-    smoke=Hyperparameters(branin_trials=14, svc_trials=4, folds=2, inner_folds=2, samples=600),
-    smoke_gates={},
+    smoke=Hyperparameters(
+        search="tpe", branin_trials=30, svc_trials=8, folds=2, inner_folds=2, samples=600
+    ),
+    smoke_gates={
+        "branin": Gate(at_most=2.0, baseline="mean of the function: 54"),
+        "svc_accuracy": Gate(at_least=0.9, baseline="chance: 0.1"),
+    },
     load=svc.load,
     sample=[{"features": _ONE}],
     space={"svc_trials": Int(low=5, high=40), "inner_folds": Int(low=2, high=5)},
