@@ -41,11 +41,7 @@ class Data:
         """Say what was learned from, and which rows were not."""
         for source in self.sources:
             data.record(
-                context,
-                source.name,
-                sha256=source.sha256,
-                licence=source.licence,
-                rows=source.rows,
+                source.name, sha256=source.sha256, licence=source.licence, rows=source.rows
             )
         if self.skipped and context.workers.rank == 0:
             lines = (json.dumps(asdict(bad)) + "\n" for bad in self.skipped)
