@@ -252,6 +252,7 @@ def draw_parallel(sweep: Sweep, space: Space, trials: Sequence[Trial], path: Pat
         axes.plot(range(len(line)), line, color=shade.to_rgba(values[i]), marker="o", markersize=3)
     axes.set_xticks(range(len(space)), list(space))
     axes.set_yticks([])
+    axes.set_ylim(-0.03, 1.06)  # or the words at the ends are cut off
     axes.set_title(f"{sweep.recipe}: {len(found)} trials")
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     figure.colorbar(shade, ax=axes, label=sweep.metric)
