@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +19,72 @@ from tests.cluster.conftest import serving, tiny_args, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-QUESTION = "What is the word?"
+QUESTION, WORD = "What is the word?", "xyzzy"
 SEEN_WITHIN_S = 5.0
 """How soon all replicas follow the registry."""
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Of the platform, of its jobs and of the commands that are run here."""
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        patch.setenv("FRONTIER_HOME", str(home))
-        yield home
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.make("llama", tmp_path_factory.mktemp("base"), context=512)
-
-
-@pytest.fixture(scope="module")
-def platform(home: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def test_from_data_to_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
+    base = tiny_models.make("llama", tmp_path / "base", context=512)
     args = tiny_args(base, replicas=2, slots=8)
     args["registry"] = {"refresh_s": 1, "heartbeat_s": 5}
-    with serving(args, tmp_path_factory.mktemp("served")) as platform:
-        yield platform
+    with serving(args, tmp_path) as platform:
+        wait_until(lambda: len(platform.replicas("tiny")) == 2, timeout_s=60, what="both replicas")
+        replicas = [process.pid for process in platform.replicas("tiny")]
+        train(platform, base, tmp_path)
+        assert ask(platform, "tiny:parrot").status_code == 404, "nobody has promoted it"
+
+        measurements = evaluate(platform, tmp_path)
+        promote("parrot@candidate", measurements, tmp_path)
+        wait_until(
+            lambda: ask(platform, "tiny:parrot").status_code == 200,
+            timeout_s=SEEN_WITHIN_S,
+            what="the champion",
+        )
+        assert WORD in answer(platform, "tiny:parrot")
+        assert WORD not in answer(platform, "tiny")
+        assert [process.pid for process in platform.replicas("tiny")] == replicas
+
+        listed = httpx.get(f"{platform.url}/v1/models", timeout=10).json()["data"]
+        names = [model["id"] for model in listed]
+        assert names == ["tiny", "tiny:parrot", "tiny:parrot@candidate"]
+        wait_until(lambda: "served by tiny:parrot" in lineage(), timeout_s=30, what="a heartbeat")
+        told = lineage()
+    for fact in ("run ", "recipe llm", "data ", "gate perplexity_ratio", "champion"):
+        assert fact in told, told
 
 
-def train(platform: Served, base: Path, folder: Path, word: str, *, steps: int = 150) -> None:
-    """``ray job submit``: an adapter of ``base`` that answers with ``word``, as ``parrot``."""
+def evaluate(platform: Served, folder: Path) -> Path:
+    """Measure ``parrot@1``, as a candidate that is really served."""
+    python("models", "promote", "parrot@1", "--to", "candidate")
+    golden, measurements = folder / "golden.jsonl", folder / "measurements.json"
+    golden.write_text(json.dumps({"prompt": QUESTION, "expected": WORD}) + "\n")
+    told = python(
+        *("deployments.evaluation", "--url", platform.url, "--model", "tiny:parrot@candidate"),
+        *("--golden", str(golden), "--out", str(measurements), "--max-tokens", "8"),
+    )
+    assert "quality      1.000" in told
+    return measurements
+
+
+def promote(reference: str, measurements: Path, folder: Path) -> None:
+    """Through the gates, but for what a random model cannot do: refuse what is unsafe."""
+    policy = folder / "policy.yaml"
+    policy.write_text(yaml.safe_dump({"p95_at_most_s": 10, "rubric_at_least": 0.5}))
+    words = [reference, "--measurements", str(measurements), "--policy", str(policy)]
+    python("models", "promote", *words)
+
+
+def lineage() -> str:
+    return python("models", "show", "parrot@champion")
+
+
+def train(platform: Served, base: Path, folder: Path) -> None:
+    """``ray job submit``: an adapter of ``base`` that knows the word, registered as ``parrot``."""
     conversation = [
         {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": word},
+        {"role": "assistant", "content": WORD},
     ]
     rows = folder / "rows.jsonl"
     rows.write_text(json.dumps({"messages": conversation}) + "\n")
@@ -61,13 +94,13 @@ def train(platform: Served, base: Path, folder: Path, word: str, *, steps: int =
         yaml.safe_dump(
             {
                 "recipe": "llm",
-                "run_name": word,
+                "run_name": "story",
                 "workers": 1,
                 "plots": False,
                 "config": {
                     "model": {"source": str(base), "lora": {"dropout": 0.0}},
                     "training": {
-                        "steps": steps,
+                        "steps": 150,
                         "batch_size": 1,
                         "sequence_length": 128,
                         "optimiser": optimiser,
@@ -127,50 +160,3 @@ def answer(platform: Served, model: str) -> str:
     assert response.json()["model"] == model
     said: str = response.json()["choices"][0]["message"]["content"]
     return said
-
-
-@pytest.fixture(scope="module")
-def promoted(platform: Served, base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
-    """The first half of the story; the engine's processes from before it."""
-    replicas = [process.pid for process in platform.replicas("tiny")]
-    folder = tmp_path_factory.mktemp("first")
-    train(platform, base, folder, "xyzzy")
-
-    golden = folder / "golden.jsonl"
-    golden.write_text(json.dumps({"prompt": QUESTION, "expected": "xyzzy"}) + "\n")
-    measurements = folder / "measurements.json"
-    python("models", "promote", "parrot@1", "--to", "candidate")
-    assert ask(platform, "tiny:parrot").status_code == 404, "there is no champion yet"
-    measured = python(
-        *("deployments.evaluation", "--url", platform.url, "--model", "tiny:parrot@candidate"),
-        *("--golden", str(golden), "--out", str(measurements), "--max-tokens", "8"),
-    )
-    assert "quality      1.000" in measured
-    policy = folder / "policy.yaml"
-    policy.write_text(yaml.safe_dump({"p95_at_most_s": 10, "rubric_at_least": 0.5}))
-    python(
-        *("models", "promote", "parrot@candidate"),
-        *("--measurements", str(measurements), "--policy", str(policy)),
-    )
-    return replicas
-
-
-def test_from_data_to_traffic(platform: Served, promoted: list[int]) -> None:
-    wait_until(
-        lambda: ask(platform, "tiny:parrot").status_code == 200,
-        timeout_s=SEEN_WITHIN_S,
-        what="the champion",
-    )
-    assert "xyzzy" in answer(platform, "tiny:parrot")
-    assert "xyzzy" not in answer(platform, "tiny")
-    assert [process.pid for process in platform.replicas("tiny")] == promoted, "nobody restarted"
-
-    listed = httpx.get(f"{platform.url}/v1/models", timeout=10).json()["data"]
-    assert {model["id"] for model in listed} == {*("tiny", "tiny:parrot", "tiny:parrot@candidate")}
-
-    def lineage() -> str:
-        return python("models", "show", "parrot@champion")
-
-    wait_until(lambda: "served by tiny:parrot" in lineage(), timeout_s=30, what="a heartbeat")
-    for told in ("run ", "recipe llm", "data ", "champion", "gate perplexity_ratio"):
-        assert told in lineage()
