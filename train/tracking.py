@@ -80,7 +80,7 @@ def _summary_writer() -> Any:
     if without:
         sys.modules["torch"] = None  # type: ignore[assignment]  # as if not installed
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
     finally:
         if without:
             del sys.modules["torch"]

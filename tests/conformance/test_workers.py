@@ -17,7 +17,11 @@ from train.folder import RunFolder
 from train.recipe import Recipe
 from train.run import run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Train imports Ray Data
+]
 
 
 @pytest.fixture(scope="module")

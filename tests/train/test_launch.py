@@ -28,7 +28,11 @@ from train.folder import RunFolder
 from train.recipe import Config, Metrics, Recipe, RunContext
 from train.run import Result, run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Train imports Ray Data
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

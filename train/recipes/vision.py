@@ -100,7 +100,8 @@ def _epoch(
 
     rank, size = context.workers.rank, context.workers.size
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    batches = torch.randperm(len(pixels), generator=generator).split(config.batch_size)
+    order = torch.randperm(len(pixels), generator=generator)
+    batches = torch.split(order, config.batch_size)
     total = torch.zeros((), device=pixels.device)
     net.train()
     for number, batch in enumerate(batches):
@@ -114,7 +115,7 @@ def _epoch(
         logits = net(_moved(pixels[batch[mine]], shifts[mine]))
         loss = functional.cross_entropy(logits, labels[batch[mine]], reduction="sum")
         optimiser.zero_grad()
-        (loss / len(batch)).backward()
+        (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
         if size > 1:
             _add_up([weight.grad for weight in net.parameters() if weight.grad is not None])
         optimiser.step()
@@ -148,7 +149,8 @@ def _add_up(tensors: list[Tensor]) -> None:
 
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view_as(tensor))
 
 
