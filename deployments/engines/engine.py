@@ -436,6 +436,7 @@ class Engine:
             if self._scheduler.idle:
                 assert not self._outputs
                 assert not self._mailboxes
+        self._adapters.check_integrity()
 
 
 def _eos_ids(runner: Runner) -> list[int]:

@@ -1,21 +1,16 @@
 """Different LoRA adapters in one forward pass: each row of the step gets its own, none is merged.
 
 A layer's adapters add ``x Aᵀ B`` to its output (Hu et al., 2021). As in Punica (Chen et al.,
-2023) and S-LoRA (Sheng et al., 2023), all rows that decode share two products a layer,
-whatever adapters they have; ranks of different size live side by side in pages, as there in
-S-LoRA's unified memory. Here the weights of all adapters of the batch are stacked along the
-rank: one product gives every row's features for every adapter, those that are not its own are
-set to zero, and the second product adds what is left. For the few rows that decode, this costs
-about what it costs to read the weights once, and a processor multiplies large matrices better
-than many small ones. Chunks of prompts, which have many rows of one adapter each, are
-multiplied with that adapter alone.
-
-A pass without adapters has no trace of any of this: the hooks are taken off.
+2023) and S-LoRA (Sheng et al., 2023), the rows that decode are gathered by adapter and share
+two batched products a layer, whatever adapters they have. Theirs gather weights for each row;
+on a processor reading weights is what costs, so here those of the running adapters lie side by
+side in a stack, and each group's are read once. Chunks of prompts, and adapters with many rows,
+are multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +24,13 @@ from transformers.pytorch_utils import Conv1D
 from deployments.engines.adapters import Adapter
 from deployments.engines.lora_file import Target
 
-PAGE = 8
-"""Ranks that are placed together."""
+ROUND = 8
+"""Ranks are filled up with zeros to a multiple of it; those that are then equal share a stack."""
+MANY = 8
+"""Rows that decode with one adapter, above which it is multiplied alone: up to there a group costs
+what reading its weights costs, and the largest group decides what all of them take."""
 STALE = 1 / 4
-"""Share of the pages that may belong to adapters which have left the batch: they may come back."""
+"""Share of a stack that may belong to adapters which have left the batch: they may come back."""
 
 
 @contextmanager
@@ -79,148 +77,165 @@ def _target(module: nn.Module) -> Target:
     return Target(inputs=inputs, outputs=outputs)
 
 
-class Pages:
-    """Which adapter owns which page of the stack, by number. Decides; holds no weights."""
+class Slots:
+    """Which adapter owns which place of a stack, by number. Decides; holds no weights."""
 
     def __init__(self) -> None:
-        self.owners: list[int | None] = []
+        self.owners: list[int] = []
 
-    def place(
-        self, needed: Mapping[int, int]
-    ) -> tuple[list[tuple[int, int]], dict[int, list[int]]]:
-        """Make sure that each adapter of ``needed`` (number → pages) has its pages.
+    def place(self, needed: Collection[int]) -> tuple[list[tuple[int, int]], dict[int, int]]:
+        """Make sure that each of ``needed`` has a slot.
 
-        Pages stay dense from 0 on but for adapters that are no longer needed, which keep theirs
-        until somebody new comes or they are too many.
+        Adapters that are needed no longer keep theirs until somebody new comes or they are too
+        many; then the slots become dense.
 
         Returns:
-            pages to move, as ``(source, target)`` in order, first; and the pages to write, by
-            number, in the order of the adapter's ranks.
+            slots to move, as ``(source, target)``, first; and slots to write, by number.
         """
-        here = {owner for owner in self.owners if owner is not None}
-        missing = [number for number in needed if number not in here]
-        stale = sum(owner not in needed for owner in self.owners)
-        if not missing and stale <= STALE * len(self.owners):
+        missing = [number for number in needed if number not in self.owners]
+        holes = [slot for slot, owner in enumerate(self.owners) if owner not in needed]
+        if not missing and len(holes) <= STALE * len(self.owners):
             return [], {}
-        self.owners = [owner if owner in needed else None for owner in self.owners]
-        free = [page for page, owner in enumerate(self.owners) if owner is None]
-        free.reverse()
-        writes: dict[int, list[int]] = {}
+        writes: dict[int, int] = {}
         for number in missing:
-            writes[number] = []
-            for _ in range(needed[number]):
-                page = free.pop() if free else len(self.owners)
-                if page == len(self.owners):
-                    self.owners.append(number)
-                else:
-                    self.owners[page] = number
-                writes[number].append(page)
-        return self._fill(), writes
-
-    def _fill(self) -> list[tuple[int, int]]:
-        """Move the highest pages into holes. What was just placed lies below every hole."""
+            if holes:
+                slot = holes.pop(0)
+                self.owners[slot] = number
+            else:
+                slot = len(self.owners)
+                self.owners.append(number)
+            writes[number] = slot
         moves: list[tuple[int, int]] = []
-        while None in self.owners:
+        while holes:  # the highest moves down, unless it is a hole itself
             owner = self.owners.pop()
-            if owner is not None:
-                hole = self.owners.index(None)
-                self.owners[hole] = owner
-                moves.append((len(self.owners), hole))
-        return moves
+            if len(self.owners) == holes[-1]:
+                holes.pop()
+            else:
+                target = holes.pop(0)
+                self.owners[target] = owner
+                moves.append((len(self.owners), target))
+        return moves, writes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """What a pass adds."""
-
-    mixed: slice
-    """Rows that decode, from the first that has an adapter to the last."""
-    hidden: torch.Tensor | None
-    """``[rows of mixed, ranks of the stack]``: True where a rank is another adapter's."""
-    runs: Sequence[tuple[slice, Adapter]]
-    """Rows with one adapter."""
-
-
-_NOTHING = _Plan(mixed=slice(0, 0), hidden=None, runs=())
-
-
-class _Layer:
-    """The hook of one linear layer: its part of the stack, and the sum.
+class _Stack:
+    """Weights of one layer's adapters of equal rank, side by side.
 
     Args:
         a, b: an adapter's, for their widths, dtype and device.
     """
 
-    __slots__ = ("_a", "_b", "a", "b", "name", "plan")
+    __slots__ = ("_a", "_b", "a", "b")
 
-    def __init__(self, name: str, a: torch.Tensor, b: torch.Tensor) -> None:
+    def __init__(self, rank: int, slots: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        self._a = a.new_zeros(slots, rank, a.shape[1])
+        self._b = b.new_zeros(slots, rank, b.shape[1])
+        self.show(slots)
+
+    def show(self, slots: int) -> None:
+        """What the products run over: ``a [slots, inputs, rank]``, ``b [slots, rank, outputs]``."""
+        self.a, self.b = self._a[:slots].transpose(1, 2), self._b[:slots]
+
+    def reserve(self, slots: int, used: int) -> None:
+        """Room for ``slots``, of which the first ``used`` are kept."""
+        if len(self._a) < slots:
+            self._a, self._b = (_grown(stack, slots, used) for stack in (self._a, self._b))
+
+    def move(self, source: int, target: int) -> None:
+        self._a[target] = self._a[source]
+        self._b[target] = self._b[source]
+
+    def write(self, slot: int, pair: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """``None``: an adapter that leaves this layer as it is."""
+        ranks = 0 if pair is None else len(pair[0])
+        if pair is not None:
+            self._a[slot, :ranks] = pair[0]
+            self._b[slot, :ranks] = pair[1]
+        self._a[slot, ranks:] = 0
+        self._b[slot, ranks:] = 0
+
+
+def _grown(stack: torch.Tensor, slots: int, used: int) -> torch.Tensor:
+    room = max(slots, 2 * len(stack))  # what is never written takes no memory
+    grown = stack.new_empty(room, *stack.shape[1:])
+    grown[:used] = stack[:used]
+    return grown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mix:
+    """How rows that decode are picked by adapter, multiplied, and put back."""
+
+    rows: slice
+    """Of the pass, from the first that has an adapter to the last."""
+    pick: torch.Tensor
+    """Row of the pass for each row of the products; groups are filled up with any."""
+    back: torch.Tensor
+    """Row of the products for each of ``rows``; without adapter, one behind the last."""
+    stacked: Sequence[tuple[int, slice, tuple[int, int, int]]]
+    """Rank, rows of the products, and their shape ``[slots, rows a slot, -1]``."""
+    alone: Sequence[tuple[slice, Adapter]]
+    """Rows of the products that share one adapter."""
+
+
+class _Layer:
+    """The hook of one linear layer."""
+
+    __slots__ = ("mix", "name", "runs", "stacks")
+
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.plan = _NOTHING
-        self._a = a.new_empty(0, a.shape[1])
-        self._b = b.new_empty(0, b.shape[1])
-        self.show(0)
+        self.mix: _Mix | None = None
+        self.runs: Sequence[tuple[slice, Adapter]] = ()
+        self.stacks: dict[int, _Stack] = {}
+        """By rank."""
 
     def __call__(self, _: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         """Add to ``out [1, tokens, outputs]`` in place."""
-        plan, x, y = self.plan, given[0][0], out[0]
-        if plan.hidden is not None:
-            features = torch.mm(x[plan.mixed], self.a)
-            # Not a product with zeros: what overflows in another adapter's ranks would be a NaN.
-            y[plan.mixed].addmm_(features.masked_fill_(plan.hidden, 0.0), self.b)
-        for rows, adapter in plan.runs:
+        x, y = given[0][0], out[0]
+        if self.mix is not None:
+            y[self.mix.rows] += self._mixed(self.mix, x, y)
+        for rows, adapter in self.runs:
             pair = adapter.weights.get(self.name)
             if pair is not None:
                 y[rows].addmm_(torch.mm(x[rows], pair[0].T), pair[1])
 
-    def show(self, ranks: int) -> None:
-        """What the products run over: ``a [inputs, ranks]`` and ``b [ranks, outputs]``."""
-        self.a, self.b = self._a[:ranks].T, self._b[:ranks]
-
-    def reserve(self, ranks: int, used: int) -> None:
-        """Room for ``ranks``, of which the first ``used`` are kept; zero, if there were none."""
-        if len(self._a) < ranks:
-            self._a, self._b = (_grown(stack, ranks, used) for stack in (self._a, self._b))
-
-    def move(self, source: int, target: int) -> None:
-        for stack in (self._a, self._b):
-            stack[target * PAGE : (target + 1) * PAGE] = stack[source * PAGE : (source + 1) * PAGE]
-
-    def write(self, pages: Sequence[int], pair: tuple[torch.Tensor, torch.Tensor] | None) -> None:
-        for i, page in enumerate(pages):
-            for side, stack in enumerate((self._a, self._b)):
-                place = stack[page * PAGE : (page + 1) * PAGE]
-                ranks = pair[side][i * PAGE : (i + 1) * PAGE] if pair is not None else ()
-                if len(ranks) < PAGE:
-                    place.zero_()
-                if len(ranks):
-                    place[: len(ranks)] = ranks
-
-
-def _grown(stack: torch.Tensor, ranks: int, used: int) -> torch.Tensor:
-    room = max(ranks, 2 * len(stack))  # what is never written takes no memory
-    grown = stack.new_empty(room, stack.shape[1])
-    if len(stack):
-        grown[:used] = stack[:used]
-    else:
-        grown[:used] = 0
-    return grown
+    def _mixed(self, mix: _Mix, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """``[rows of the mix, outputs]``."""
+        picked = x.index_select(0, mix.pick)
+        added = y.new_empty(len(picked) + 1, y.shape[1])
+        added[-1] = 0
+        for rank, part, shape in mix.stacked:
+            stack = self.stacks.get(rank)
+            if stack is None:
+                added[part] = 0
+            else:
+                features = torch.bmm(picked[part].view(shape), stack.a)
+                torch.bmm(features, stack.b, out=added[part].view(shape))
+        for part, adapter in mix.alone:
+            pair = adapter.weights.get(self.name)
+            if pair is None:
+                added[part] = 0
+            else:
+                torch.mm(torch.mm(picked[part], pair[0].T), pair[1], out=added[part])
+        return added.index_select(0, mix.back)
 
 
 class LoraMixer:
     """Adds to the linear layers of one model what the adapters of a pass's rows contribute.
 
-    The thread that runs the model calls ``begin`` before each pass. What the stack takes in
+    The thread that runs the model calls ``begin`` before each pass. What the stacks take in
     memory is bounded by the adapters that ran together.
 
     Args:
         model: whose layers adapters name.
-        like: has the dtype and device of the weights.
+        device: of the model.
     """
 
-    def __init__(self, model: nn.Module, like: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
-        self._like = like
-        self._pages = Pages()
+        self._device = device
+        self._slots: dict[int, Slots] = {}
+        """By rank."""
         self._layers: dict[str, _Layer] = {}
         self._hooks: dict[str, RemovableHandle] = {}
         self._last: tuple[object, ...] = ((),)
@@ -240,61 +255,95 @@ class LoraMixer:
         if now == self._last:
             return
         self._last = ()  # should this fail half-way, nothing of it is taken for granted
-        mixed = {adapter.number: adapter for adapter in single if adapter is not None}
-        rows, hidden = slice(0, 0), None
-        if mixed:
-            self._stack(mixed)
-            adapted = [row for row, number in enumerate(numbers) if number]
-            rows = slice(adapted[0], adapted[-1] + 1)
-            hidden = self._hidden(numbers[rows])
-        plan = _Plan(mixed=rows, hidden=hidden, runs=several)
-        self._attach({*mixed.values(), *(adapter for _, adapter in several)})
+        groups: dict[Adapter, list[int]] = {}
+        for row, adapter in enumerate(single):
+            if adapter is not None:
+                groups.setdefault(adapter, []).append(row)
+        mix = self._mix(groups) if groups else None
+        self._attach({*groups, *(adapter for _, adapter in several)})
         for name in self._hooks:
-            self._layers[name].plan = plan
+            self._layers[name].mix = mix
+            self._layers[name].runs = several
         self._last = now
 
-    def _stack(self, adapters: Mapping[int, Adapter]) -> None:
-        """Bring the weights of these into the stack."""
-        before = len(self._pages.owners)
-        needed = {number: -(-adapter.rank // PAGE) for number, adapter in adapters.items()}
-        moves, writes = self._pages.place(needed)
-        after = len(self._pages.owners)
+    def _mix(self, groups: Mapping[Adapter, Sequence[int]]) -> _Mix:
+        """From rows by adapter; brings the weights of small groups into the stacks."""
+        pick: list[int] = []
+        place: dict[int, int] = {}
+        """Row of the pass → row of the products."""
+
+        def take(rows: Sequence[int], length: int) -> slice:
+            begin = len(pick)
+            place.update(zip(rows, range(begin, begin + len(rows)), strict=True))
+            pick.extend([*rows, *([0] * (length - len(rows)))])
+            return slice(begin, len(pick))
+
+        stacked: list[tuple[int, slice, tuple[int, int, int]]] = []
+        alone: list[tuple[slice, Adapter]] = []
+        by_rank: dict[int, dict[int, Adapter]] = {}
+        for adapter, rows in groups.items():
+            if len(rows) > MANY:
+                alone.append((take(rows, len(rows)), adapter))
+            else:
+                rank = -(-adapter.rank // ROUND) * ROUND
+                by_rank.setdefault(rank, {})[adapter.number] = adapter
+        for rank, adapters in by_rank.items():
+            owners = self._stack(rank, adapters)
+            most = max(len(groups[adapter]) for adapter in adapters.values())
+            begin = len(pick)
+            for owner in owners:
+                take(groups[adapters[owner]] if owner in adapters else (), most)
+            stacked.append((rank, slice(begin, len(pick)), (len(owners), most, -1)))
+        rows = range(min(place), max(place) + 1)
+        return _Mix(
+            rows=slice(rows.start, rows.stop),
+            pick=torch.tensor(pick, device=self._device),
+            back=torch.tensor([place.get(row, len(pick)) for row in rows], device=self._device),
+            stacked=stacked,
+            alone=alone,
+        )
+
+    def _stack(self, rank: int, adapters: Mapping[int, Adapter]) -> Sequence[int]:
+        """Bring the weights of these into the stacks of ``rank``; returns the slots' owners."""
+        slots = self._slots.setdefault(rank, Slots())
+        before = len(slots.owners)
+        moves, writes = slots.place(adapters.keys())
+        after = len(slots.owners)
         if not writes and before == after:
-            return
+            return slots.owners
+        most = max(before, after)
         try:
             for number in writes:
                 for name, pair in adapters[number].weights.items():
-                    self._layer(name, pair, before)
+                    stacks = self._layer(name).stacks
+                    if rank not in stacks:
+                        stacks[rank] = _Stack(rank, most, *pair)
             for layer in self._layers.values():
-                layer.reserve(max(before, after) * PAGE, before * PAGE)
+                stack = layer.stacks.get(rank)
+                if stack is None:
+                    continue
+                stack.reserve(most, before)
                 for source, target in moves:
-                    layer.move(source, target)
-                for number, pages in writes.items():
-                    layer.write(pages, adapters[number].weights.get(layer.name))
-                layer.show(after * PAGE)
-        except BaseException:  # the pages would tell of weights that are not there
+                    stack.move(source, target)
+                for number, slot in writes.items():
+                    stack.write(slot, adapters[number].weights.get(layer.name))
+                stack.show(after)
+        except BaseException:  # the slots would tell of weights that are not there
             self._attach(())
-            self._pages, self._layers = Pages(), {}
+            self._slots, self._layers = {}, {}
             raise
-
-    def _hidden(self, numbers: Sequence[int]) -> torch.Tensor:
-        owners = self._like.new_tensor(self._pages.owners, dtype=torch.long)
-        rows = self._like.new_tensor(numbers, dtype=torch.long)
-        return rows[:, None] != owners.repeat_interleave(PAGE)
+        return slots.owners
 
     def _attach(self, adapters: Iterable[Adapter]) -> None:
         """Hooks where these have weights, and nowhere else."""
-        wanted = {name: pair for adapter in adapters for name, pair in adapter.weights.items()}
-        for name in self._hooks.keys() - wanted.keys():
+        wanted = {name for adapter in adapters for name in adapter.weights}
+        for name in self._hooks.keys() - wanted:
             self._hooks.pop(name).remove()
-        for name in wanted.keys() - self._hooks.keys():
-            layer = self._layer(name, wanted[name], len(self._pages.owners))
-            self._hooks[name] = self._model.get_submodule(name).register_forward_hook(layer)
+        for name in wanted - self._hooks.keys():
+            module = self._model.get_submodule(name)
+            self._hooks[name] = module.register_forward_hook(self._layer(name))
 
-    def _layer(self, name: str, pair: tuple[torch.Tensor, torch.Tensor], pages: int) -> _Layer:
-        """The hook of a layer, made with nothing in its part of the stack."""
+    def _layer(self, name: str) -> _Layer:
         if name not in self._layers:
-            layer = self._layers[name] = _Layer(name, *pair)
-            layer.reserve(pages * PAGE, pages * PAGE)
-            layer.show(pages * PAGE)
+            self._layers[name] = _Layer(name)
         return self._layers[name]

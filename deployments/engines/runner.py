@@ -44,7 +44,7 @@ class Runner:
         self.vocab_size: int = self.model.config.get_text_config().vocab_size
         self.cache = SlotCache(slots=config.slots, context=self.context)
         self._attention = SlotAttention(self.cache)
-        self._mixer = LoraMixer(self.model, torch.empty(0, dtype=self.dtype, device=self.device))
+        self._mixer = LoraMixer(self.model, self.device)
         try:
             with observed_targets(self.model) as targets:
                 groups = check_fit(self)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ LAYERS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
 }
 """Every linear layer but the head, by its last name."""
+
+
+@contextmanager
+def peft_at_work() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5.23 for an attribute that has a new name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def recipes(kind: str) -> dict[str, dict[str, Any]]:
@@ -39,9 +49,10 @@ def make(base: Path, folder: Path, *, seed: int, **config: Any) -> Path:
     """A random adapter of the model in ``base``, written by PEFT."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
-    # Not the usual beginning, where an adapter changes nothing.
-    adapted = get_peft_model(model, LoraConfig(init_lora_weights=False, **config))
-    adapted.save_pretrained(folder)
+    with peft_at_work():
+        # Not the usual beginning, where an adapter changes nothing.
+        adapted = get_peft_model(model, LoraConfig(init_lora_weights=False, **config))
+        adapted.save_pretrained(folder)
     return folder
 
 
@@ -62,4 +73,26 @@ class AdaptedReference(Reference):
 
     def __init__(self, base: Path, adapter: Path) -> None:
         super().__init__(base)
-        self.model = PeftModel.from_pretrained(self.model, adapter).eval()
+        with peft_at_work():
+            self.model = PeftModel.from_pretrained(self.model, adapter).eval()
+
+
+class Wardrobe:
+    """Models of one architecture in many dresses: folders by adapter, and what PEFT answers."""
+
+    def __init__(self, base: Path, folder: Path, kind: str) -> None:
+        self.base = base
+        self.folders = {
+            name: make(base, folder / name, seed=seed, **config)
+            for seed, (name, config) in enumerate(recipes(kind).items())
+        }
+        self._references: dict[str | None, Reference] = {}
+
+    def reference(self, adapter: str | None) -> Reference:
+        if adapter not in self._references:
+            self._references[adapter] = (
+                Reference(self.base)
+                if adapter is None
+                else AdaptedReference(self.base, self.folders[adapter])
+            )
+        return self._references[adapter]

@@ -320,7 +320,9 @@ class StoreMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         lease.release()
-        self.use(lease.adapter.name)
+        entry = self.store._table.get(lease.adapter.name)
+        if entry is not None and entry.adapter is lease.adapter:
+            self.use(lease.adapter.name)
 
     @rule(name=names)
     def unload(self, name: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from deployments.engines import lora
 from deployments.engines.adapters import Adapter
-from deployments.engines.lora import PAGE, STALE, LoraMixer, Pages
+from deployments.engines.lora import MANY, ROUND, STALE, LoraMixer, Slots
 
 SIZES = {"q": (6, 4), "deep.up": (6, 9), "deep.down": (9, 6)}
 
@@ -48,9 +48,9 @@ def adapter(seed: int, rank: int, layers: tuple[str, ...]) -> Adapter:
 
 ADAPTERS = [
     adapter(1, 1, ("q",)),
-    adapter(2, PAGE, ("deep.up", "q")),
-    adapter(3, PAGE + 1, tuple(SIZES)),
-    adapter(4, 3 * PAGE, ("deep.down",)),
+    adapter(2, ROUND, ("deep.up", "q")),
+    adapter(3, ROUND + 1, tuple(SIZES)),
+    adapter(4, 3 * ROUND, ("deep.down",)),
     adapter(5, 5, tuple(SIZES)),
 ]
 
@@ -105,7 +105,7 @@ def check(
 
 choice = st.sampled_from([None, *ADAPTERS])
 steps = st.tuples(
-    st.lists(choice, max_size=9), st.lists(st.tuples(st.integers(2, 5), choice), max_size=3)
+    st.lists(choice, max_size=3 * MANY), st.lists(st.tuples(st.integers(2, 5), choice), max_size=3)
 )
 
 
@@ -116,7 +116,7 @@ def test_any_mixture_after_any_other(
 ) -> None:
     with torch.inference_mode():
         model = Model()
-        mixer = LoraMixer(model, torch.empty(0, dtype=torch.float64))
+        mixer = LoraMixer(model, torch.device("cpu"))
         for single, several in passes:
             check(model, mixer, single, several)
 
@@ -125,7 +125,7 @@ def test_without_adapters_nothing_is_left() -> None:
     model = Model()
     x = torch.randn(1, 3, 6, dtype=torch.float64)
     plain = model(x)
-    mixer = LoraMixer(model, torch.empty(0, dtype=torch.float64))
+    mixer = LoraMixer(model, torch.device("cpu"))
     mixer.begin([ADAPTERS[2], None, ADAPTERS[0]])
     assert not torch.equal(model(x)[0], plain[0])
     mixer.begin([None, None, None])
@@ -137,7 +137,7 @@ def test_what_overflows_in_one_row_does_not_reach_another() -> None:
     huge = {"q": tuple(t * 1e200 for t in ADAPTERS[4].weights["q"])}
     loud = Adapter(name="loud", rank=5, bytes=0, weights=huge)  # type: ignore[arg-type]
     model = Model()
-    mixer = LoraMixer(model, torch.empty(0, dtype=torch.float64))
+    mixer = LoraMixer(model, torch.device("cpu"))
     x = torch.randn(1, 3, 6, dtype=torch.float64) * 1e150
     mixer.begin([loud, ADAPTERS[0], None])
     q = model(x)[0][0]
@@ -150,45 +150,36 @@ def test_a_failure_while_stacking_leaves_nothing_half_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Model()
-    mixer = LoraMixer(model, torch.empty(0, dtype=torch.float64))
+    mixer = LoraMixer(model, torch.device("cpu"))
     check(model, mixer, [ADAPTERS[2]], [])
 
     def fail(*_: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora._Layer, "write", fail)
+        patch.setattr(lora._Stack, "write", fail)
         with pytest.raises(MemoryError):
             mixer.begin([ADAPTERS[1], ADAPTERS[3]])
     assert model.hooks() == 0
     check(model, mixer, [ADAPTERS[1], ADAPTERS[2], ADAPTERS[3]], [])
 
 
-@given(
-    st.lists(
-        st.dictionaries(st.integers(1, 9), st.none(), max_size=6).map(list), min_size=1, max_size=12
-    )
-)
-def test_pages(batches: list[list[int]]) -> None:
-    """A stack of page contents, moved and written as told, always holds what is needed."""
-    pages = Pages()
-    stack: list[tuple[int, int] | None] = []
+@given(st.lists(st.lists(st.integers(1, 9), unique=True, max_size=6), min_size=1, max_size=12))
+def test_slots(batches: list[list[int]]) -> None:
+    """A stack that is moved and written as told always holds what is needed, and little else."""
+    slots = Slots()
+    stack: list[int] = []
     for batch in batches:
-        needed = {number: 1 + number % 3 for number in batch}
         before = len(stack)
-        moves, writes = pages.place(needed)
-        stack += [None] * (len(pages.owners) - len(stack))
+        moves, writes = slots.place(batch)
+        stack += [0] * (len(slots.owners) - len(stack))
         for source, target in moves:
             assert target < source < before
             stack[target] = stack[source]
-        for number, places in writes.items():
-            for part, page in enumerate(places):
-                stack[page] = number, part
-        del stack[len(pages.owners) :]
-        for number, size in needed.items():
-            assert sorted(p for p in stack if p and p[0] == number) == [
-                (number, part) for part in range(size)
-            ]
-        assert [p and p[0] for p in stack] == pages.owners
-        unneeded = sum(owner not in needed for owner in pages.owners)
-        assert unneeded <= STALE * len(pages.owners)
+        for number, slot in writes.items():
+            stack[slot] = number
+        del stack[len(slots.owners) :]
+        assert stack == slots.owners
+        assert len(set(stack)) == len(stack)
+        assert set(batch) <= set(stack)
+        assert len(set(stack) - set(batch)) <= STALE * len(stack)
