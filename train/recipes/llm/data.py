@@ -40,9 +40,7 @@ class Data:
     def record(self, context: RunContext) -> None:
         """Say what was learned from, and which rows were not."""
         for source in self.sources:
-            data.record(
-                source.name, sha256=source.sha256, licence=source.licence, rows=source.rows
-            )
+            data.record(source.name, sha256=source.sha256, licence=source.licence, rows=source.rows)
         if self.skipped and context.workers.rank == 0:
             lines = (json.dumps(asdict(bad)) + "\n" for bad in self.skipped)
             (context.out / "bad_rows.jsonl").write_text("".join(lines))

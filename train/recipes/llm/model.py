@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -113,11 +114,12 @@ def load(config: LlmConfig, device: torch.device) -> Model:
     if settings.adapter != "none":
         network = _with_adapter(network, config)
     network.to(device)
-    if settings.activation_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-    return Model(network=network, tokenizer=tokenizer, config=settings, dtype=dtype)
+    model = Model(network=network, tokenizer=tokenizer, config=settings, dtype=dtype)
+    if settings.activation_checkpointing:
+        model.causal_lm.activation_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype:
@@ -165,7 +167,7 @@ def _four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("model.adapter qlora needs pip install 'frontier-run[qlora]'")
+        raise ConfigError("model.adapter qlora needs pip install bitsandbytes, and a GPU")
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -181,9 +183,7 @@ def _with_adapter(network: Any, config: LlmConfig) -> Any:
 
     settings = config.model.lora
     if config.model.adapter == "qlora":
-        network = prepare_model_for_kbit_training(
-            network, use_gradient_checkpointing=config.model.activation_checkpointing
-        )
+        network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
     targets = settings.targets
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -192,7 +192,9 @@ def _with_adapter(network: Any, config: LlmConfig) -> Any:
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 by an old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(config.seed)
         try:
             return get_peft_model(network, lora)

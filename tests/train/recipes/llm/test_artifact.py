@@ -67,22 +67,16 @@ def test_transformers_loads_a_model_that_was_trained_whole(text: Path, tmp_path:
 
 
 def test_preferences_are_learned(tmp_path: Path) -> None:
-    """The chosen answer repeats the question's letter, the rejected one does not."""
-    letters = "abcdefghijklmnopqrst"
-    rows = [
-        {"prompt": f"say {a}:", "chosen": f" {a}{a}", "rejected": f" {b}{b}"}
-        for i, a in enumerate(letters)
-        for b in (letters[i - 1], letters[i - 7])
-    ]
+    rows = [{"prompt": f"question {i}:", "chosen": " yes", "rejected": " no"} for i in range(20)]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = config(file, objective="dpo", steps=15, optimiser={"learning_rate": 2e-2})
+    settings = config(file, objective="dpo", steps=12, optimiser={"learning_rate": 2e-2})
     metrics, losses = train(settings, tmp_path / "run")
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5), "policy and reference are one"
     assert metrics["base_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert losses[-1] < 0.9 * losses[0]
+    assert metrics["eval_loss"] < 0.5
+    assert metrics["eval_accuracy"] == 1
     assert "perplexity" not in metrics
-    assert 0 <= metrics["eval_accuracy"] <= 1
 
 
 def test_bad_rows_are_counted_and_listed(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_callbacks_by_name_and_by_object_see_every_moment(text: Path, tmp_path: 
         def on_step(self, event: StepEnd) -> None:
             steps.append(event)
 
-    settings = config(text, steps=5, evaluate_every=2, clip_norm=1e-3)
+    settings = config(text, steps=5, evaluate_every=2, clip_norm=1e-3, sequence_length=300)
     metrics, losses = train(settings, tmp_path, callbacks=[Own(), Witness()])
     assert [event.step for event in steps] == [1, 2, 3, 4, 5]
     assert [event.loss for event in steps] == losses

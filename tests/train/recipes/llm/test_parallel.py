@@ -12,6 +12,7 @@ from tests.train.recipes.llm.experiment import Keeper, Stopped, config, train, t
 from train.recipe import Workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "adapter"), [("ddp", "lora"), ("fsdp", "none"), ("fsdp", "lora")]
 )

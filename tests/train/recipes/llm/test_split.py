@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import ConfigError
@@ -26,6 +26,7 @@ def paragraphs_of(origins: list[Origin]) -> set[str]:
     return {" ".join(p.split()) for text in texts for p in text.split("\n\n")}
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=3), min_size=8, max_size=30),
     st.randoms(use_true_random=False),
@@ -73,8 +74,9 @@ def test_conversations_with_one_question_stay_together() -> None:
 
 def test_one_document_is_cut_in_two() -> None:
     train, held = split([document(*range(20))], 0.25)
-    assert len(paragraphs_of(train)) == 15
-    assert len(paragraphs_of(held)) == 5
+    assert len(paragraphs_of(held)) in (4, 5)
+    assert len(paragraphs_of(train) | paragraphs_of(held)) == 20
+    assert not paragraphs_of(train) & paragraphs_of(held)
     with pytest.raises(ConfigError, match="one document of one line"):
         split([document(0)], 0.25)
 
