@@ -10,6 +10,7 @@ tries the very same configurations in the same order, so that only the scheduler
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
 import os
@@ -98,9 +99,10 @@ def main() -> None:
         f"`vision` on {options.images} digits, {options.trials} trials of at most"
         f" {options.epochs} epochs, two at a time."
     )
-    outcomes = [
-        swept(recipe, way, seed, options) for seed in range(options.seeds) for way in options.ways
-    ]
+    outcomes = []
+    for seed, way in itertools.product(range(options.seeds), options.ways):
+        outcomes.append(swept(recipe, way, seed, options))
+        print(outcomes[-1], flush=True)
     ray.shutdown()
     head = ("seed", "way", "epochs", "ran to the end", "best accuracy", "seconds")
     rows = [(o.seed, o.way, o.steps, o.finished, f"{o.best:.4f}", o.seconds) for o in outcomes]

@@ -237,8 +237,9 @@ def _ray() -> Iterator[None]:
     """The cluster that ``RAY_ADDRESS`` names, or one of our own on this machine."""
     os.environ.update(_ENVIRON)
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
-    # It misses the log files that we have switched off.
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # One misses the log files that we have switched off, the other advises Tuner.restore.
+    for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
