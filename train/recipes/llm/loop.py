@@ -82,7 +82,7 @@ class Loop:
         )
         self.total = self._settings.steps or self._schedule.steps_of(self._settings.epochs or 1)
         self.objective = objectives.make(config, model)
-        self.objective.attach(self._device)
+        self.objective.attach(self._device, freeze=self._freezes)
         layers = layers_of(model.causal_lm)
         if config.model.compile:
             for layer in layers:
@@ -112,6 +112,13 @@ class Loop:
 
     def close(self) -> None:
         self.objective.close()
+
+    @property
+    def _freezes(self) -> bool:
+        """Whether layers may be packed: not if they shall be compiled or divided."""
+        divided = self._group.size > 1 and self._settings.parallel == "fsdp"
+        plain = self.config.model.adapter == "lora" and self.model.dtype == torch.float32
+        return plain and not divided and not self.config.model.compile
 
     # One step
 

@@ -16,9 +16,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from models.errors import ConfigError
+from train.recipes.llm import frozen
 from train.recipes.llm.attention import PackedAttention
 from train.recipes.llm.config import LlmConfig
 from train.recipes.llm.encoding import IGNORE, Example, Unit
+from train.recipes.llm.frozen import Frozen
 from train.recipes.llm.loss import token_losses
 from train.recipes.llm.model import Model
 
@@ -73,6 +75,7 @@ class Objective(nn.Module):
         self._model = model
         self.attention = PackedAttention()
         self._fused = True
+        self._head: Frozen | None = None
 
     def weigh(self, units: Sequence[Unit]) -> int:
         """What the sum over these units is divided by."""
@@ -96,10 +99,15 @@ class Objective(nn.Module):
         hidden = model.base_model(
             input_ids=row.tokens, position_ids=row.positions, use_cache=False
         ).last_hidden_state[0]
-        return token_losses(hidden[row.places], model.get_output_embeddings(), row.targets)
+        return token_losses(
+            hidden[row.places], model.get_output_embeddings(), row.targets, self._head
+        )
 
-    def attach(self, device: torch.device) -> None:
+    def attach(self, device: torch.device, *, freeze: bool = False) -> None:
         """Exchange the model's attention for the packed one, and see whether it fits.
+
+        Args:
+            freeze: also exchange layers that are not trained for packed ones.
 
         Raises:
             ConfigError: the model answers otherwise when documents share a row.
@@ -120,6 +128,10 @@ class Objective(nn.Module):
             row = Row.of([(example,) for example in examples], device)
             head = model.get_output_embeddings()
             self._fused = type(head) is nn.Linear and head.bias is None
+            if freeze:
+                frozen.freeze(model)
+                if self._fused and Frozen.fits(head):
+                    self._head = Frozen(head.weight)
             difference = float((self.token_losses(row) - own).abs().max())
             tolerance = (
                 TOLERANCE if self._model.dtype == torch.float32 else HALF_PRECISION_TOLERANCE

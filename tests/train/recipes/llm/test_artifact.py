@@ -74,7 +74,7 @@ def test_preferences_are_learned(tmp_path: Path) -> None:
     metrics, losses = train(settings, tmp_path / "run")
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5), "policy and reference are one"
     assert metrics["base_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert metrics["eval_loss"] < 0.5
+    assert metrics["eval_loss"] < 0.6
     assert metrics["eval_accuracy"] == 1
     assert "perplexity" not in metrics
 
