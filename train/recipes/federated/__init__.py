@@ -27,7 +27,7 @@ class Federated(Config):
     """Probability with which a client is in a round, independently of the others."""
     epochs: int = Field(default=2, ge=1)
     """Of each client over its own images in each round."""
-    batch_size: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=0.05, gt=0)
     proximal: float = Field(default=0.0, ge=0)
     """FedProx's mu (Li et al. 2020): pulls a client back to the model it got. 0: FedAvg."""

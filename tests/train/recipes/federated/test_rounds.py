@@ -68,7 +68,7 @@ def test_a_secure_sum_is_the_plain_sum(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("few")
 def test_who_is_gone_is_missing_from_the_sum_and_nothing_else(tmp_path: Path) -> None:
-    losing = Federated(clients=6, rounds=1, batch_size=25, dropout=0.2, seed=3, learning_rate=0.5)
+    losing = Federated(clients=6, rounds=1, batch_size=25, dropout=0.2, seed=1, learning_rate=0.5)
     reports: list[Reported] = []
     plain, weights = run(
         losing.model_copy(update={"secure": False}),
