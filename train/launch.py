@@ -25,7 +25,7 @@ import ray
 
 from models import errors
 from models.errors import ConfigError, PlatformError, UpstreamError
-from train import history
+from train import history, recipes
 from train.config import Launch
 from train.context import local_device, serially
 from train.recipe import In, Metrics, Out, Recipe, Workers
@@ -145,18 +145,25 @@ def _group(task: Task, launch: Launch, workers: int | tuple[int, int]) -> Metric
     return metrics
 
 
-# In the workers. They get their task packed, and only open it when the environment that
-# finds recipes is theirs, too.
+# In the workers. They get their task packed, and only open it when they find recipes where
+# the driver does.
+
+
+def _adopt(environ: Mapping[str, str]) -> None:
+    os.environ.update(environ)
+    for folder in environ.get("FRONTIER_RECIPES", "").split(os.pathsep):
+        if folder and folder not in recipes.__path__:
+            recipes.__path__.append(folder)
 
 
 def _apply(environ: Mapping[str, str], function: bytes, items: bytes) -> list[Any]:
-    os.environ.update(environ)
+    _adopt(environ)
     call = _unpacked(function)
     return [call(item) for item in _unpacked(items)]
 
 
 def _perform_alone(environ: Mapping[str, str], packed: bytes) -> Metrics:
-    os.environ.update(environ)
+    _adopt(environ)
     task: Task = _unpacked(packed)
     _see_folder(task.out)
     return perform(task, device=local_device(), fan_out=fan_out)
@@ -170,7 +177,7 @@ def _perform_in_group(config: Mapping[str, Any]) -> Metrics | None:
     """
     import torch.distributed as dist
 
-    os.environ.update(config["environ"])
+    _adopt(config["environ"])
     task: Task = _unpacked(config["task"])
     here = ray.train.get_context()
     workers = Workers(rank=here.get_world_rank(), size=here.get_world_size())
@@ -237,7 +244,11 @@ def _raise_failure(out: Path) -> None:
 
 
 def _environ() -> dict[str, str]:
-    return {name: text for name, text in os.environ.items() if name.startswith("FRONTIER_")}
+    """What a worker needs to be told of ours. It has another working directory."""
+    told = {name: text for name, text in os.environ.items() if name.startswith("FRONTIER_")}
+    if "FRONTIER_RECIPES" in told:
+        told["FRONTIER_RECIPES"] = os.pathsep.join(recipes.__path__[1:])
+    return told
 
 
 def _packed(value: Any) -> bytes:

@@ -69,3 +69,19 @@ except Exception as error:
 """
     said = look(tmp_path, code, tmp_path).stdout
     assert said.startswith("train.recipes.wrong cannot be used: ModuleNotFoundError: No module")
+
+
+def test_a_worker_finds_recipes_where_its_driver_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the driver was given a relative path: a worker's folder is another one."""
+    from train import launch, recipes
+
+    ours = recipes.__path__[0]
+    monkeypatch.setenv("FRONTIER_RECIPES", "mine")
+    monkeypatch.setattr(recipes, "__path__", [ours, str(tmp_path / "mine")])
+    told = launch._environ()
+    monkeypatch.setattr(recipes, "__path__", [ours])
+    launch._adopt(told)
+    launch._adopt(told)
+    assert recipes.__path__ == [ours, str(tmp_path / "mine")]
