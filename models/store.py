@@ -290,7 +290,8 @@ def fetch(artifact: str, cache: Path | None = None, *, keys: Keys | None = None)
     Raises: as :meth:`Store.fetch`.
     """
     url, slash, sha256 = artifact.rstrip("/").rpartition("/")
-    return Store(url if slash else None).fetch(_checked(sha256), cache=cache, keys=keys)
+    _checked(sha256)
+    return Store(url if slash else None).fetch(sha256, cache=cache, keys=keys)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
