@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 
 pytestmark = [
     pytest.mark.slow,  # torch's exporter takes seconds
-    pytest.mark.filterwarnings("ignore:.*"),  # and its own warnings
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # its own affair
 ]
 
 
@@ -57,5 +57,5 @@ def test_int8_is_a_third_of_the_size_and_nothing_is_left_beside_it(
 def test_files_do_not_say_where_they_were_made(files: tuple[Path, Path]) -> None:
     for file in files:
         content = file.read_bytes()
-        assert b".py" not in content
-        assert b"/" not in content
+        for word in (b".py", b"site-packages", str(Path.cwd()).encode(), b"File "):
+            assert word not in content

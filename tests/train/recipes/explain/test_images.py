@@ -42,7 +42,6 @@ def test_deletion_ends_with_an_empty_image() -> None:
     assert [int(batch.sum()) for batch in seen] == [28 * left for left in range(28, -1, -1)]
 
 
-@pytest.mark.filterwarnings("ignore:.*")  # captum's own
 def test_ours_are_captums() -> None:
     net = image.build(image.Architecture(channels=(4, 8), hidden=8), seed=2).eval()
     pixels = torch.rand(3, 1, 28, 28)
