@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.databases import database_url, postgres, postgres_url
+
+__all__ = ["database_url", "postgres", "postgres_url"]
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = ("Ċ Ċ", "Ġ Ġ", "a b")
 CHAT = (
