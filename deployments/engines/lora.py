@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,7 +73,9 @@ def observed_targets(model: PreTrainedModel) -> Iterator[dict[str, Target]]:
 def _target(module: nn.Module) -> Target:
     if isinstance(module, nn.Linear):
         return Target(inputs=module.in_features, outputs=module.out_features)
-    inputs, outputs = module.weight.shape
+    weight = module.weight  # Conv1D keeps it the other way round
+    assert isinstance(weight, torch.Tensor)
+    inputs, outputs = weight.shape
     return Target(inputs=inputs, outputs=outputs)
 
 
@@ -161,24 +163,40 @@ def _grown(stack: torch.Tensor, slots: int, used: int) -> torch.Tensor:
     return grown
 
 
+class _Sums:
+    """Where the products of one width go: one buffer for all layers, which run one at a time.
+
+    The row behind the last stays zero.
+    """
+
+    __slots__ = ("alone", "rows", "stacked")
+
+    def __init__(self, mix: _Mix, like: torch.Tensor) -> None:
+        self.rows = like.new_zeros(len(mix.pick) + 1, like.shape[-1])
+        self.stacked = [self.rows[part].view(shape) for _, part, shape in mix.stacked]
+        self.alone = [self.rows[part] for part, _ in mix.alone]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mix:
     """How rows that decode are picked by adapter, multiplied, and put back."""
 
-    rows: slice
-    """Of the pass, from the first that has an adapter to the last."""
+    begin: int
+    """First row of the pass that has an adapter; as many follow as ``back`` tells."""
     pick: torch.Tensor
     """Row of the pass for each row of the products; groups are filled up with any."""
     back: torch.Tensor
-    """Row of the products for each of ``rows``; without adapter, one behind the last."""
+    """Row of the products for each row from ``begin``; without adapter, one behind the last."""
     stacked: Sequence[tuple[int, slice, tuple[int, int, int]]]
     """Rank, rows of the products, and their shape ``[slots, rows a slot, -1]``."""
     alone: Sequence[tuple[slice, Adapter]]
     """Rows of the products that share one adapter."""
+    sums: dict[int, _Sums] = field(default_factory=dict)
+    """By width."""
 
 
 class _Layer:
-    """The hook of one linear layer."""
+    """The hook of one linear layer. There are hundreds of them, so each call counts."""
 
     __slots__ = ("mix", "name", "runs", "stacks")
 
@@ -191,33 +209,36 @@ class _Layer:
 
     def __call__(self, _: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         """Add to ``out [1, tokens, outputs]`` in place."""
-        x, y = given[0][0], out[0]
+        x = given[0]
         if self.mix is not None:
-            y[self.mix.rows] += self._mixed(self.mix, x, y)
+            added = self._mixed(self.mix, x, out)
+            every = len(added) == out.shape[1]
+            (out if every else out.narrow(1, self.mix.begin, len(added))).add_(added)
         for rows, adapter in self.runs:
             pair = adapter.weights.get(self.name)
             if pair is not None:
-                y[rows].addmm_(torch.mm(x[rows], pair[0].T), pair[1])
+                out[0, rows].addmm_(torch.mm(x[0, rows], pair[0].T), pair[1])
 
-    def _mixed(self, mix: _Mix, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """``[rows of the mix, outputs]``."""
-        picked = x.index_select(0, mix.pick)
-        added = y.new_empty(len(picked) + 1, y.shape[1])
-        added[-1] = 0
-        for rank, part, shape in mix.stacked:
+    def _mixed(self, mix: _Mix, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """``[rows from mix.begin, outputs]``."""
+        width = out.shape[2]
+        sums = mix.sums.get(width)
+        if sums is None:
+            sums = mix.sums[width] = _Sums(mix, out)
+        picked = x[0].index_select(0, mix.pick)
+        for (rank, part, shape), into in zip(mix.stacked, sums.stacked, strict=True):
             stack = self.stacks.get(rank)
             if stack is None:
-                added[part] = 0
+                into.zero_()
             else:
-                features = torch.bmm(picked[part].view(shape), stack.a)
-                torch.bmm(features, stack.b, out=added[part].view(shape))
-        for part, adapter in mix.alone:
+                torch.bmm(torch.bmm(picked[part].view(shape), stack.a), stack.b, out=into)
+        for (part, adapter), into in zip(mix.alone, sums.alone, strict=True):
             pair = adapter.weights.get(self.name)
             if pair is None:
-                added[part] = 0
+                into.zero_()
             else:
-                torch.mm(torch.mm(picked[part], pair[0].T), pair[1], out=added[part])
-        return added.index_select(0, mix.back)
+                torch.mm(torch.mm(picked[part], pair[0].T), pair[1], out=into)
+        return sums.rows.index_select(0, mix.back)
 
 
 class LoraMixer:
@@ -294,11 +315,11 @@ class LoraMixer:
             for owner in owners:
                 take(groups[adapters[owner]] if owner in adapters else (), most)
             stacked.append((rank, slice(begin, len(pick)), (len(owners), most, -1)))
-        rows = range(min(place), max(place) + 1)
+        back = [place.get(row, len(pick)) for row in range(min(place), max(place) + 1)]
         return _Mix(
-            rows=slice(rows.start, rows.stop),
+            begin=min(place),
             pick=torch.tensor(pick, device=self._device),
-            back=torch.tensor([place.get(row, len(pick)) for row in rows], device=self._device),
+            back=torch.tensor(back, device=self._device),
             stacked=stacked,
             alone=alone,
         )
