@@ -32,8 +32,9 @@ from benchmarks.report import Report, table
 from deployments.config import BatcherConfig, QueueConfig
 from deployments.engines.batcher import Batcher
 from deployments.engines.embeddings import SentenceEncoder
+from deployments.engines.following import Batching
 from deployments.observability.events import BatchRan, Event
-from deployments.replicas import Batching, ServeBatching
+from deployments.replicas import ServeBatching
 from models.contracts import Json, Predictor, Priority
 from models.errors import PlatformError
 from models.sources import fetch

@@ -75,6 +75,7 @@ def settings(text: Path, steps: int, rows: int) -> LlmConfig:
                 "packing": False,
                 "optimiser": {"schedule": "constant", "warmup": 0},
                 "checkpoint_every": 10**6,
+                "evaluate_every": None,
             },
             "data": {"train": str(text), "evaluation_tokens": 2048},
             "logging": {"every": 1},
@@ -120,7 +121,7 @@ class Work:
         )
         rows = [
             prepared.train[i][0]
-            for step in range(training.steps or 0)
+            for step in range(training.steps)
             for sequence in schedule.step(step)
             for i in sequence
         ]

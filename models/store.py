@@ -51,7 +51,7 @@ class Store:
             self.url = f"file://{Path(self.url).expanduser().absolute()}"
         self.called = _without_secrets(self.url)
         with self._explained("open"):
-            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+            from fsspec.core import url_to_fs
 
             self._fs, self._root = url_to_fs(self.url)
         self._local = self.url.startswith("file://")

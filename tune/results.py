@@ -166,7 +166,7 @@ def report(sweep: Sweep, space: Space, trials: Sequence[Trial]) -> str:
         ConfigError: plotly is missing.
     """
     try:
-        import plotly.graph_objects as plotly  # type: ignore[import-untyped]
+        import plotly.graph_objects as plotly
     except ImportError:
         raise ConfigError("Plots need plotly: pip install 'frontier-run[tune]'.") from None
     found = measured(sweep, trials)

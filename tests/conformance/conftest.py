@@ -44,6 +44,7 @@ def rehearse(
             "TMPDIR": str(places["tmp"]),
             "FRONTIER_HOME": str(places["home"] / "frontier"),
             "FRONTIER_CACHE": str(default_cache()),
+            "MPLCONFIGDIR": str(folder / "fonts"),  # a list that matplotlib makes once a machine
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "RAY_ADDRESS": "",

@@ -75,12 +75,13 @@ def _watch(out: Path) -> set[str]:
     """Paths outside of ``out`` that this process writes to, from now on.
 
     Temporary files are allowed where temporary files go; the suite looks whether they went
-    again. So is the cache of models, which is shared by design, and byte code.
+    again. So are what is cached once a machine, and byte code.
     """
     allowed = [
         str(out.resolve()),
         str(Path(tempfile.gettempdir()).resolve()),
         os.environ["FRONTIER_CACHE"],
+        os.environ["MPLCONFIGDIR"],
         *("/dev/", "/proc/"),
     ]
     seen: set[str] = set()

@@ -303,6 +303,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 async def test_of_processes_that_promote_at_once_one_wins(world: World, database_url: str) -> None:
     numbers = [str((await world.approved(content)).number) for content in "1234"]
     processes = [

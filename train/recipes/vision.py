@@ -115,7 +115,7 @@ def _epoch(
         logits = net(_moved(pixels[batch[mine]], shifts[mine]))
         loss = functional.cross_entropy(logits, labels[batch[mine]], reduction="sum")
         optimiser.zero_grad()
-        (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+        (loss / len(batch)).backward()
         if size > 1:
             _add_up([weight.grad for weight in net.parameters() if weight.grad is not None])
         optimiser.step()

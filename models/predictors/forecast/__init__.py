@@ -144,7 +144,7 @@ def load(folder: Path) -> Forecaster:
         ConfigError: the artifact is incomplete, or its methods need a library that is missing.
     """
     settings = Settings.model_validate_json((folder / FILE).read_bytes())
-    networks = {
+    networks: dict[str, Network] = {
         shape.kind: Network(shape, folder / f"{shape.kind}.safetensors")
         for shape in settings.networks
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +41,7 @@ def pruned(
 
 
 def share_of_zeros(net: nn.Module) -> float:
-    weights = [layer.weight for layer in weighted(net)]
+    weights = [cast("Tensor", layer.weight) for layer in weighted(net)]
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 

@@ -21,6 +21,8 @@ from train.recipes.llm.config import (
 from train.recipes.llm.finetune import run
 from train.space import Choice, Float
 
+__all__ = ["RECIPE", "LlmConfig"]
+
 RECIPE = Recipe(
     name="llm",
     summary="fine-tune a causal language model: LoRA, QLoRA or all weights; supervised or DPO",

@@ -35,7 +35,7 @@ class PackedAttention:
         """
         self._lengths = list(lengths)
 
-    @torch.compiler.disable  # lengths differ from row to row
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ from row to row
     def __call__(
         self,
         module: torch.nn.Module,
@@ -60,7 +60,7 @@ class PackedAttention:
             key = key.repeat_interleave(group, dim=1)
             value = value.repeat_interleave(group, dim=1)
         # split, not slices: its gradient is one concatenation
-        rows = [part.split(self._lengths, dim=2) for part in (query, key, value)]
+        rows = [torch.split(part, self._lengths, dim=2) for part in (query, key, value)]
         outputs = []
         for q, k, v in zip(*rows, strict=True):
             mask = _window(q.shape[2], sliding_window, q)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,5 +52,8 @@ class Callback:
 
 def load(names: Sequence[str]) -> list[Callback]:
     """Objects or classes by dotted name; classes are called without arguments."""
-    found = [find(name, "training.callbacks") for name in names]
-    return [thing() if inspect.isclass(thing) else thing for thing in found]
+    callbacks: list[Callback] = []
+    for name in names:
+        found: type[Callback] | Callback = find(name, "training.callbacks")
+        callbacks.append(found() if isinstance(found, type) else found)
+    return callbacks

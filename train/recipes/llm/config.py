@@ -22,7 +22,7 @@ class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021), in PEFT's terms."""
 
     r: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """The update is scaled by ``alpha / r``."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Of the adapter's input."""
@@ -53,7 +53,8 @@ class ModelConfig(Section):
 class OptimiserConfig(Section):
     name: str = "adamw"
     """``adamw``, ``lion``, ``sgd``, ``adafactor``, or ``module:function`` of your own."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Right for LoRA; a tenth of it or less for all weights, a third for ``lion``."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of matrices; never of biases, norms and embeddings."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -72,10 +73,11 @@ class TrainingConfig(Section):
     objective: Literal["supervised", "dpo"] = "supervised"
     dpo_beta: float = Field(default=0.1, gt=0)
     """How dear it is to leave the reference model (Rafailov et al. 2023)."""
-    steps: int | None = Field(default=None, ge=1)
-    """Of the optimiser. Give this or ``epochs``."""
+    steps: int = Field(default=48, ge=1)
+    """Of the optimiser."""
     epochs: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    """Through all rows, instead of ``steps``."""
+    batch_size: int = Field(default=2, ge=1)
     """Sequences a step, of all workers together. With packing, a sequence holds many rows."""
     micro_batch_size: int = Field(default=1, ge=1)
     """Sequences a forward pass; the rest of a worker's share is accumulated, exactly."""
@@ -85,7 +87,7 @@ class TrainingConfig(Section):
     """Rows side by side in a sequence, each seeing only itself. There is never any padding."""
     optimiser: OptimiserConfig = OptimiserConfig()
     clip_norm: float | None = Field(default=1.0, gt=0)
-    evaluate_every: int | None = Field(default=None, ge=1)
+    evaluate_every: int | None = Field(default=16, ge=1)
     """Steps; besides before the first and after the last."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations without a better one."""
@@ -100,8 +102,6 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either training.steps or training.epochs")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"training.batch_size ({self.batch_size}) is not a multiple of"
@@ -117,7 +117,7 @@ class DataConfig(Section):
     """The same; without it a part of ``train`` is held out."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of ``train`` to hold out, by document; the same ones whatever the seed."""
-    evaluation_tokens: int | None = Field(default=8192, ge=1)
+    evaluation_tokens: int | None = Field(default=4096, ge=1)
     """Evaluate on about so many tokens of what is held out."""
     format: Literal["auto", "chat", "completion", "text", "preference"] = "auto"
     """``messages`` · ``prompt``/``completion`` · ``text`` · ``prompt``/``chosen``/``rejected``."""
@@ -134,7 +134,7 @@ class LoggingConfig(Section):
 
 class LlmConfig(Config):
     model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig(steps=60)
+    training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
     logging: LoggingConfig = LoggingConfig()
 

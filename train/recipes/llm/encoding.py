@@ -187,7 +187,7 @@ def _cut(example: Example, limit: int) -> Example:
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """With what the tokenizer puts in front, and without what it puts behind."""
-    ids: list[int] = tokenizer(text)["input_ids"]
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]  # long ones are cut later
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
         ids = ids[:-1]
     return ids

@@ -77,8 +77,9 @@ def freeze(network: nn.Module) -> int:
     count = 0
     for module in list(network.modules()):
         if isinstance(module, LoraLinear) and _plain(module):
-            module.base_layer = FrozenLinear(module.base_layer)
-            module.forward = partial(_adapted, module)
+            layer: Any = module
+            layer.base_layer = FrozenLinear(layer.base_layer)
+            layer.forward = partial(_adapted, layer)
             count += 1
     return count
 
@@ -97,7 +98,7 @@ def _plain(module: Any) -> bool:
 def _adapted(module: Any, x: torch.Tensor) -> torch.Tensor:
     base: FrozenLinear = module.base_layer
     if module.disable_adapters:
-        return base(x)  # type: ignore[no-any-return]
+        return base(x)
     dropout = module.lora_dropout["default"]
     rate = dropout.p if module.training and isinstance(dropout, nn.Dropout) else 0.0
     out: torch.Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
@@ -115,12 +116,13 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, matrix: Frozen) -> torch.Tensor:
         ctx.matrix = matrix
-        return matrix.forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return matrix.forward(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None]:
         (slope,) = slopes
-        return ctx.matrix.backward(slope.flatten(0, -2)).unflatten(0, slope.shape[:-1]), None
+        matrix: Frozen = ctx.matrix
+        return matrix.backward(slope.flatten(0, -2)).view(*slope.shape[:-1], -1), None
 
 
 class _Adapted(torch.autograd.Function):
@@ -142,7 +144,7 @@ class _Adapted(torch.autograd.Function):
         ctx.matrix, ctx.scale, ctx.shape = matrix, scaling / (1 - rate), x.shape
         ctx.save_for_backward(flat, low, a, b, kept)
         out = matrix.forward(flat).addmm_(low, b.t(), alpha=ctx.scale)
-        return out.unflatten(0, x.shape[:-1])
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

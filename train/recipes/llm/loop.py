@@ -80,7 +80,8 @@ class Loop:
             packing=self._settings.packing,
             seed=config.seed,
         )
-        self.total = self._settings.steps or self._schedule.steps_of(self._settings.epochs or 1)
+        epochs = self._settings.epochs
+        self.total = self._schedule.steps_of(epochs) if epochs else self._settings.steps
         self.objective = objectives.make(config, model)
         self.objective.attach(self._device, freeze=self._freezes)
         layers = layers_of(model.causal_lm)
@@ -171,7 +172,7 @@ class Loop:
                 with self._numerics():
                     result: Mapping[str, torch.Tensor] = self._module(row)
                     loss = result["loss"] * scale
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self._scaler.scale(loss).backward()
             for name, value in result.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         return self._group.sum(sums)

@@ -141,8 +141,11 @@ def _base(settings: ModelConfig, dtype: torch.dtype, device: torch.device) -> tu
 
         return make()
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     from models.sources import fetch
+
+    logging.disable_progress_bar()  # it would write into the run's own
 
     folder = fetch(settings.source, sha256=settings.sha256)
     # Weights that are trained are fp32, whatever the products are computed in.

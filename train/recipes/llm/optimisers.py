@@ -77,7 +77,8 @@ def grouped(model: nn.Module, weight_decay: float) -> Groups:
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    decayed, rest = [], []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             decays = parameter.dim() > 1 and id(parameter) not in kept

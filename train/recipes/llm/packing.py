@@ -84,9 +84,9 @@ class Schedule:
         if self._cached[0] != number:
             order = list(range(len(self._lengths)))
             random.Random(f"{self._seed}/{number}").shuffle(order)
-            packed = (
-                pack(order, self._lengths, self._limit) if self._packing else [(i,) for i in order]
-            )
+            packed: list[Packed] = [(unit,) for unit in order]
+            if self._packing:
+                packed = pack(order, self._lengths, self._limit)
             self._cached = (number, packed)
         return self._cached[1]
 

@@ -57,5 +57,5 @@ def test_int8_is_a_third_of_the_size_and_nothing_is_left_beside_it(
 def test_files_do_not_say_where_they_were_made(files: tuple[Path, Path]) -> None:
     for file in files:
         content = file.read_bytes()
-        for word in (b".py", b"site-packages", str(Path.cwd()).encode(), b"File "):
+        for word in (b"site-packages", b"stack_trace", str(Path.cwd()).encode()):
             assert word not in content

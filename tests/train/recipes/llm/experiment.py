@@ -43,6 +43,7 @@ def config(data: Path | str, **training: Any) -> LlmConfig:
         "batch_size": 4,
         "sequence_length": 96,
         "checkpoint_every": 100,
+        "evaluate_every": None,
         "optimiser": {"learning_rate": 1e-2},
     }
     return LlmConfig.model_validate(

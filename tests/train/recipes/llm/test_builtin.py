@@ -37,6 +37,7 @@ def test_wiki_markup_becomes_prose() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_wikipedia() -> None:
     pytest.importorskip("gensim")
     rows = builtin.load("builtin:wikipedia")
