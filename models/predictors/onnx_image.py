@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from models.contracts import Json
 from models.errors import ConfigError
 from models.predictors import image
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 # Read when onnxruntime is imported, anywhere. Without it, 1.32 makes an id of this machine and
