@@ -35,7 +35,7 @@ def stream(engine: Engine, what: GenerateRequest) -> AsyncGenerator[Delta, None]
 
 
 async def answer(engine: Engine, what: GenerateRequest) -> list[Delta]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         return [delta async for delta in engine.generate(what)]
 
 
