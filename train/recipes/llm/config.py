@@ -93,7 +93,7 @@ class TrainingConfig(Section):
     """Stop after so many evaluations without a better one."""
     min_improvement: float = Field(default=0.0, ge=0)
     """Of the loss, for ``patience``."""
-    checkpoint_every: int = Field(default=50, ge=1)
+    checkpoint_every: int = Field(default=16, ge=1)
     """Steps."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Over several workers: a copy of the model on each, or a part of it on each (FSDP2)."""

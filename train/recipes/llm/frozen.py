@@ -70,6 +70,34 @@ class FrozenLinear(nn.Module):
         return out
 
 
+class Dropout(nn.Module):
+    """As ``nn.Dropout``, drawn as the packed layers draw it: the same elements fall out
+    whether layers are packed, compiled, or divided over workers.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # numpy draws
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        return x * _kept(x.shape, self.p).to(x.dtype) / (1 - self.p)
+
+
+def exchange_dropout(network: nn.Module) -> None:
+    """In every LoRA layer on the CPU."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    for module in network.modules():
+        if isinstance(module, LoraLinear):
+            dropouts: Any = module.lora_dropout
+            for name, dropout in dropouts.items():
+                if isinstance(dropout, nn.Dropout):
+                    dropouts[name] = Dropout(dropout.p)
+
+
 def freeze(network: nn.Module) -> int:
     """Exchange what fits, layers with a LoRA adapter and without; returns how many."""
     from peft.tuners.lora import Linear as LoraLinear
@@ -100,7 +128,7 @@ def _adapted(module: Any, x: torch.Tensor) -> torch.Tensor:
     if module.disable_adapters:
         return base(x)
     dropout = module.lora_dropout["default"]
-    rate = dropout.p if module.training and isinstance(dropout, nn.Dropout) else 0.0
+    rate = dropout.p if module.training and isinstance(dropout, nn.Dropout | Dropout) else 0.0
     out: torch.Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
         x,
         module.lora_A["default"].weight,

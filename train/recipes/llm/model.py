@@ -26,6 +26,7 @@ from torch import nn
 
 from models.errors import ConfigError
 from train.recipes.llm.config import LlmConfig, ModelConfig
+from train.recipes.llm.frozen import exchange_dropout
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Weights = Mapping[str, torch.Tensor]
@@ -113,6 +114,8 @@ def load(config: LlmConfig, device: torch.device) -> Model:
     network, tokenizer = _base(settings, dtype, device)
     if settings.adapter != "none":
         network = _with_adapter(network, config)
+        if device.type == "cpu":
+            exchange_dropout(network)
     network.to(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.recipes.llm.frozen import Frozen, FrozenLinear, _kept, freeze
+from train.recipes.llm.frozen import Frozen, FrozenLinear, _kept, exchange_dropout, freeze
 
 
 def adapted(dropout: float, bias: bool) -> Any:
@@ -86,6 +86,18 @@ def test_gradients_under_dropout_are_those_of_finite_differences() -> None:
     slope = float((grad_x * along).sum() + (grad_a * direction).sum())
     measured = float((value(1e-2) - value(-1e-2)).detach()) / 2e-2
     assert slope == pytest.approx(measured, rel=2e-3)
+
+
+def test_unpacked_layers_drop_the_same_elements() -> None:
+    packed, plain = adapted(dropout=0.3, bias=False), adapted(dropout=0.3, bias=False)
+    freeze(packed)
+    exchange_dropout(plain)
+    x, results = torch.randn(2, 7, 24), []
+    for network in (packed, plain):
+        torch.manual_seed(5)
+        results.append(result(network.train(), x))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_kept_has_the_right_share() -> None:

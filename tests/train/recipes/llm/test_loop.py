@@ -223,6 +223,7 @@ def test_reports_say_what_people_watch(text: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 def test_compiled_layers_give_the_same_losses(text: Path, tmp_path: Path) -> None:
     still = {"lora": {"dropout": 0}}
     _, expected = train(config(text, model=still, steps=3), tmp_path / "a")
