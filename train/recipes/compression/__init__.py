@@ -27,17 +27,19 @@ class Compression(Config):
     """Training images from which the ranges of activations are taken."""
     sparsity: float = Field(default=0.8, gt=0, lt=1)
     """Share of weights that pruning sets to zero."""
-    prune_epochs: int = Field(default=3, ge=1)
+    prune_epochs: int = Field(default=6, ge=1)
     prune_learning_rate: float = Field(default=1e-3, gt=0)
-    student_channels: tuple[int, ...] = Field(default=(4, 8), min_length=1, max_length=3)
+    student_channels: tuple[int, ...] = Field(default=(8, 16), min_length=1, max_length=3)
     """Of the student's convolutions."""
-    student_hidden: int = Field(default=16, ge=1)
-    student_epochs: int = Field(default=12, ge=1)
+    student_hidden: int = Field(default=32, ge=1)
+    student_images: int = Field(default=1000, ge=10, le=4000)
+    """Labelled images that students see, as they are: a teacher helps most where they are few."""
+    student_epochs: int = Field(default=30, ge=1)
     student_learning_rate: float = Field(default=3e-3, gt=0)
     students: int = Field(default=5, ge=1, le=50)
     """Pairs of a student and the same network without a teacher, each with a seed of its own."""
     temperature: float = Field(default=4.0, gt=0)
-    hint: float = Field(default=0.9, ge=0, le=1)
+    hint: float = Field(default=0.7, ge=0, le=1)
     """Weight of the teacher's answers in a student's loss; the labels have the rest."""
     timings: int = Field(default=50, ge=1)
     """Rounds of the comparison of speed in ``out/speed.json``."""
@@ -66,7 +68,9 @@ RECIPE = Recipe(
         ),
     },
     smoke_gates={"int8_drop": Gate(at_most=2.0, baseline="the network in float32: 0")},
-    smoke=Compression(calibration=64, prune_epochs=1, student_epochs=2, students=2, timings=3),
+    smoke=Compression(
+        calibration=64, prune_epochs=1, student_images=200, student_epochs=3, students=2, timings=3
+    ),
     load=onnx_image.load,
     sample=vision.RECIPE.sample,
     space={
@@ -74,7 +78,7 @@ RECIPE = Recipe(
         "calibration": Choice((64, 256, 1024)),
         "temperature": Float(low=1.0, high=10.0, log=True),
         "hint": Float(low=0.3, high=1.0),
-        "student_epochs": Int(low=5, high=40),
+        "student_epochs": Int(low=5, high=60),
     },
     data=vision.RECIPE.data,
 )

@@ -1,13 +1,16 @@
-"""A small student of a large teacher, beside the same small network that had no teacher."""
+"""A small student of a large teacher, beside the same small network that had no teacher.
+
+What a teacher knows more than the labels say counts where labels are few: see
+``docs/decisions.md``.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,32 +27,42 @@ class Hints:
 
 
 def student(
-    build: Callable[[int], nn.Module],
-    teacher: nn.Module | None,
+    net: nn.Module,
     pixels: Tensor,
     labels: Tensor,
+    answers: Tensor | None,
     *,
     hints: Hints,
     epochs: int,
     learning_rate: float,
     seed: int,
 ) -> nn.Module:
-    """Train ``build(seed)``. Without a teacher everything else is the same: first weights, batches,
-    shifts and steps.
+    """Train ``net``. Without ``answers`` everything but the loss is the same: images, order, steps.
+
+    Args:
+        answers: the teacher's logits for the images, or ``None`` if there is no teacher.
     """
+    warmth = hints.temperature
+    soft = None if answers is None else functional.log_softmax(answers / warmth, 1)
 
-    def loss(logits: Tensor, batch: Tensor, truth: Tensor) -> Tensor:
-        hard = functional.cross_entropy(logits, truth)
-        if teacher is None:
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        hard = functional.cross_entropy(logits, labels[rows])
+        if soft is None:
             return hard
-        with torch.no_grad():
-            soft = functional.log_softmax(teacher(batch) / hints.temperature, 1)
-        mine = functional.log_softmax(logits / hints.temperature, 1)
-        far = functional.kl_div(mine, soft, reduction="batchmean", log_target=True)
-        return (1 - hints.weight) * hard + hints.weight * hints.temperature**2 * far
+        mine = functional.log_softmax(logits / warmth, 1)
+        far = functional.kl_div(mine, soft[rows], reduction="batchmean", log_target=True)
+        return (1 - hints.weight) * hard + hints.weight * warmth**2 * far
 
-    net = build(seed)
-    fit(net, pixels, labels, loss, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    fit(
+        net,
+        pixels,
+        loss,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+        batch_size=32,
+        shift=0,
+    )
     return net
 
 

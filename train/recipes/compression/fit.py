@@ -7,21 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits, pixels, labels → a number."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits, and which images they are of → a number."""
 
 
 def fit(
     net: nn.Module,
     pixels: Tensor,
-    labels: Tensor,
     loss: Loss,
     *,
     epochs: int,
     learning_rate: float,
     seed: int,
-    batch_size: int = 64,
-    shift: int = 2,
+    batch_size: int,
+    shift: int,
 ) -> None:
     """Adam with a rate that falls to zero in a straight line.
 
@@ -37,8 +36,7 @@ def fit(
         torch.manual_seed(seed)
         for _ in range(epochs):
             for rows in torch.randperm(len(pixels), generator=generator).split(batch_size):
-                batch = moved(pixels[rows], shift, generator)
-                cost = loss(net(batch), batch, labels[rows])
+                cost = loss(net(moved(pixels[rows], shift, generator)), rows)
                 optimizer.zero_grad()
                 cost.backward()
                 optimizer.step()

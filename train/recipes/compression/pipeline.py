@@ -84,22 +84,24 @@ def distil(
     architecture = image.Architecture(
         channels=config.student_channels, hidden=config.student_hidden
     )
-    hints = Hints(temperature=config.temperature, weight=config.hint)
+    pixels, labels = pixels[: config.student_images], labels[: config.student_images]
+    answers = plain(teacher, pixels)
     first: nn.Module | None = None
     taught, alone = [], []
     for number in range(config.students):
+        seed = config.seed * 1000 + number
         pair = [
             student(
-                lambda seed: image.build(architecture, seed=seed),
-                someone,
+                image.build(architecture, seed=seed),
                 pixels,
                 labels,
-                hints=hints,
+                someones,
+                hints=Hints(temperature=config.temperature, weight=config.hint),
                 epochs=config.student_epochs,
                 learning_rate=config.student_learning_rate,
-                seed=config.seed * 1000 + number,
+                seed=seed,
             )
-            for someone in (teacher, None)
+            for someones in (answers, None)
         ]
         first = first or pair[0]
         taught.append(accuracy(pair[0], test, truth))
@@ -135,7 +137,7 @@ class OnnxNet:
 
 
 def plain(net: nn.Module, pixels: Tensor) -> Tensor:
-    with torch.inference_mode():
+    with torch.no_grad():
         return net(pixels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import cast
 
 from torch import Tensor, nn
@@ -31,11 +32,12 @@ def pruned(
     fit(
         tuned,
         pixels,
-        labels,
-        lambda logits, _, truth: functional.cross_entropy(logits, truth),
+        lambda logits, rows: functional.cross_entropy(logits, labels[rows]),
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
+        batch_size=64,
+        shift=2,
     )
     return _settled(cut), _settled(tuned)
 
@@ -52,7 +54,8 @@ def weighted(net: nn.Module) -> list[nn.Module]:
 def _masked(net: nn.Module, sparsity: float) -> nn.Module:
     net = copy.deepcopy(net)
     layers = [(layer, "weight") for layer in weighted(net)]
-    prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=sparsity)
+    gone = math.ceil(sparsity * sum(layer.weight.numel() for layer, _ in layers))
+    prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=gone)
     return net
 
 
