@@ -59,13 +59,13 @@ RECIPE = Recipe(
     run=run,
     inputs=("image-classifier",),
     gates={
-        "int8_drop": Gate(at_most=1.0, baseline="the network in float32: 0"),
-        "size_ratio": Gate(at_least=3.0, baseline="the same network as float32 ONNX: 1"),
-        "pruned_drop": Gate(at_most=1.0, baseline="the network with all of its weights: 0"),
-        "sparsity": Gate(at_least=0.8, baseline="the network with all of its weights: 0"),
         "student_gain_low": Gate(
             at_least=0.0, baseline="the same small network trained without a teacher: 0"
         ),
+        "int8_drop": Gate(at_most=1.0, baseline="the network in float32: 0"),
+        "size_ratio": Gate(at_least=3.0, baseline="the float32 weights of its input: 1"),
+        "pruned_drop": Gate(at_most=1.0, baseline="the network with all of its weights: 0"),
+        "sparsity": Gate(at_least=0.8, baseline="the network with all of its weights: 0"),
     },
     smoke_gates={"int8_drop": Gate(at_most=2.0, baseline="the network in float32: 0")},
     smoke=Compression(

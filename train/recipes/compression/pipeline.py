@@ -29,7 +29,8 @@ def run(config: Compression, context: RunContext) -> Metrics:
     data = digits.load()
     pixels, labels = image.pixels(data.train_images), torch.tensor(data.train_labels)
     test, truth = image.pixels(data.test_images), torch.tensor(data.test_labels)
-    original = image.read(context.inputs["image-classifier"])
+    source = context.inputs["image-classifier"]
+    original = image.read(source)
     before = accuracy(original, test, truth)
     metrics: dict[str, float] = {"accuracy_before": before}
 
@@ -65,7 +66,7 @@ def run(config: Compression, context: RunContext) -> Metrics:
         "int8_drop": POINTS * (accuracy(chosen, test, truth) - quick.accuracy(test, truth)),
         "export_error": float((exact(test) - plain(chosen, test)).abs().max()),
         "bytes": float(small.stat().st_size),
-        "size_ratio": whole.stat().st_size / small.stat().st_size,
+        "size_ratio": (source / image.WEIGHTS).stat().st_size / small.stat().st_size,
     }
     write_speed(context.out / "speed.json", config.timings, test, chosen, exact, quick)
     return metrics

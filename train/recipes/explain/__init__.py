@@ -19,7 +19,7 @@ from train.space import Choice
 
 
 class Explain(Config):
-    method: Literal["grad-cam", "integrated-gradients", "lime"] = "grad-cam"
+    method: Literal["grad-cam", "integrated-gradients", "lime"] = "integrated-gradients"
     """With which the artifact explains; all are measured."""
     images: int = Field(default=200, ge=1, le=1000)
     """So many test images."""
@@ -39,8 +39,10 @@ def run(config: Explain, context: RunContext) -> Metrics:
     source = context.inputs["image-classifier"]
     net = image.read(source)
     pixels = image.pixels(digits.load().test_images[: config.images])
+    measured = image_metrics(net, pixels, config.seed)
     metrics = {
-        **image_metrics(net, pixels, config.seed),
+        "over_random": measured[f"{config.method.replace('-', '_')}_over_random"],
+        **measured,
         **shap_errors(config.rows, config.seed),
         **attention_metrics(config.attention_steps, config.seed),
     }
@@ -56,13 +58,23 @@ RECIPE = Recipe(
     run=run,
     inputs=("image-classifier",),
     gates={
+        "over_random": Gate(at_least=0.03, baseline="deleting in random order: 0"),
         "shap_error": Gate(at_most=1e-6, baseline="w (x - mean), the closed form"),
         "linear_shap_error": Gate(at_most=1e-6, baseline="w (x - mean), the closed form"),
-        "grad_cam_gain": Gate(at_least=0.0, baseline="deleting pixels in random order: 0"),
+        "grad_cam_over_random": Gate(at_least=0.03, baseline="deleting in random order: 0"),
+        "integrated_gradients_over_ink": Gate(
+            at_least=0.05, baseline="deleting the brightest pixels first: 0"
+        ),
+        "lime_over_ink": Gate(at_least=0.03, baseline="deleting the brightest pixels first: 0"),
+        "lime_r2": Gate(at_least=0.6, baseline="the average answer around an image: 0"),
+        "completeness_error": Gate(
+            at_most=0.01, baseline="what the attributions must add up to, by the axiom: 0"
+        ),
         "captum_error": Gate(at_most=1e-5, baseline="captum's own Grad-CAM and gradients: 0"),
         "attention_hits": Gate(at_least=0.9, baseline="chance, one of 12 places: 0.083"),
     },
     smoke_gates={
+        "over_random": Gate(at_least=0.2, baseline="deleting in random order: 0"),
         "shap_error": Gate(at_most=1e-6, baseline="w (x - mean), the closed form"),
         "captum_error": Gate(at_most=1e-5, baseline="captum's own Grad-CAM and gradients: 0"),
     },
