@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,11 +42,11 @@ def pruned(
 
 
 def share_of_zeros(net: nn.Module) -> float:
-    weights = [cast("Tensor", layer.weight) for layer in weighted(net)]
+    weights = [layer.weight for layer in weighted(net)]
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
-def weighted(net: nn.Module) -> list[nn.Module]:
+def weighted(net: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
