@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,15 +28,18 @@ def export(net: nn.Module, example: torch.Tensor, path: Path) -> None:
         raise ConfigError("ONNX export needs pip install 'frontier-run[edge]'")
     import onnx
 
-    program = torch.onnx.export(
-        net.eval(),
-        (example,),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # it warns of itself
+        warnings.simplefilter("ignore", FutureWarning)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # and of a missing torchvision
+        program = torch.onnx.export(
+            net.eval(),
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     # The exporter notes for each node the source lines it came from: half of a small file,

@@ -14,10 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-pytestmark = [
-    pytest.mark.slow,  # torch's exporter takes seconds
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # its own affair
-]
+pytestmark = pytest.mark.slow  # torch's exporter takes seconds
 
 
 @pytest.fixture(scope="module")
