@@ -68,7 +68,7 @@ RECIPE = Recipe(
     gates={
         "accuracy": Gate(
             at_least=0.88,
-            baseline="one client alone knows two digits: 0.2; all images in one place (vision): 0.984",
+            baseline="a client alone knows two digits: 0.2; vision, all in one place: 0.984",
         )
     },
     smoke=Federated(clients=6, rounds=2, epochs=1),

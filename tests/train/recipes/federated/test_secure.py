@@ -139,9 +139,11 @@ def test_a_letter_opens_only_for_its_reader() -> None:
     members = [Member(index) for index in range(3)]
     keys = keys_of(members)
     letters = members[0].deal(keys, 2)
-    members[1].deal(keys, 2)
+    sent_back = members[1].deal(keys, 2)[0]
     with pytest.raises(InvalidTag):
         members[1].receive({0: letters[2]})
+    with pytest.raises(InvalidTag):
+        members[1].receive({0: sent_back})
     changed = bytearray(letters[1])
     changed[-1] ^= 1
     with pytest.raises(InvalidTag):
