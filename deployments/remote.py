@@ -167,7 +167,7 @@ def bind_host() -> str | None:
 async def readiness(handles: Mapping[str, DeploymentHandle]) -> Mapping[str, bool | str]:
     """Ask one replica of each model; True, or why it is not ready."""
 
-    async def ask(handle: DeploymentHandle) -> bool | str:
+    async def state(handle: DeploymentHandle) -> bool | str:
         try:
             await asyncio.wait_for(_ping(handle), READY_TIMEOUT_S)
         except TimeoutError:
@@ -176,7 +176,7 @@ async def readiness(handles: Mapping[str, DeploymentHandle]) -> Mapping[str, boo
             return f"its replica failed: {type(error).__name__}"
         return True
 
-    answers = await asyncio.gather(*(ask(handle) for handle in handles.values()))
+    answers = await asyncio.gather(*(state(handle) for handle in handles.values()))
     return dict(zip(handles, answers, strict=True))
 
 

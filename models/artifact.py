@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from models import durable
 from models.contracts import Predictor
 from models.errors import ConfigError
 from models.signing import Keys
@@ -176,13 +176,13 @@ def seal(folder: Path, facts: Facts, *, keys: Keys | None = None) -> Manifest:
         _check_loader(facts.loader, str(folder))
     for name in (MANIFEST, SIGNATURE):
         (folder / name).unlink(missing_ok=True)
-        _partial(folder / name).unlink(missing_ok=True)
+        durable.partial(folder / name).unlink(missing_ok=True)
     files = {}
     for path, file in _files(folder):
         _check_path(path, str(folder))
         file.chmod(0o644)  # safetensors writes 0600; other users of the node may read
         files[path] = File(size=file.stat().st_size, sha256=sha256_file(file))
-        _sync(file)
+        durable.sync(file)
     if not files:
         raise ConfigError(f"{folder} has no files; expected what the loader of an artifact reads")
     given = {f.name: getattr(facts, f.name) for f in fields(Facts)} | {
@@ -203,10 +203,10 @@ def seal(folder: Path, facts: Facts, *, keys: Keys | None = None) -> Manifest:
         raise ConfigError(f"{folder}: its facts cannot be written as JSON ({told})") from None
     text = manifest.encode()
     if signature := keys.sign(text):
-        _write(folder / SIGNATURE, signature)
-    _write(folder / MANIFEST, text)
+        durable.write(folder / SIGNATURE, signature)
+    durable.write(folder / MANIFEST, text)
     for directory in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync(directory)
+        durable.sync(directory)
     return manifest
 
 
@@ -336,25 +336,3 @@ def is_hash(text: str) -> bool:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, and on the disk when this returns."""
-    partial = _partial(path)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from models import artifact
+from models import artifact, durable
 from models.artifact import MANIFEST, SIGNATURE, Manifest
 from models.errors import ConfigError, NotFound, PlatformError, Unavailable
 from models.signing import Keys
@@ -252,11 +252,7 @@ class Store:
             with suppress(FileNotFoundError):
                 os.unlink(partial)
             raise
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.sync(path.parent)
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -15,8 +14,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from train.recipes.llm.tiny import EOS, tokenizer
+
 VOCABULARY = 300
-EOS = 256
 CONTEXT = 128
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}"
@@ -53,13 +53,7 @@ CONFIGS = {
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, so that characters really come in pieces; and an end-of-sequence."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
-    vocabulary["<eos>"] = EOS
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    fast = tokenizer()
     fast.chat_template = CHAT_TEMPLATE
     return fast
 

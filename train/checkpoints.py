@@ -16,6 +16,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from models import durable
 from train import disk
 from train.recipe import Metrics, Save
 
@@ -102,7 +103,7 @@ class Checkpoints:
         for abandoned in [each for each in self.all() if each.step >= step]:
             _remove(abandoned.path)  # by an attempt that began anew, without a checkpoint
         partial.rename(final)
-        disk.sync(self.folder)
+        durable.sync(self.folder)
         self._prune()
         return Checkpoint(path=final, step=step, metrics=finite)
 

@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
+from models import yaml_file
 from models.errors import ConfigError
 from train.discover import unknown
 
@@ -110,12 +111,7 @@ class Experiment(Launch):
 
 def read(path: Path) -> Experiment:
     """Raises ConfigError: no such file, not YAML, unknown or wrong keys."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    tree = yaml_file.read(path)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: is {type(tree).__name__}, expected keys and values")
     return validated(Experiment, tree or {}, called=str(path))

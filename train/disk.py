@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models import durable
 from models.errors import PlatformError, Unavailable
 
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all, and on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
+    durable.write(path, text.encode())
+    durable.sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
-def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_tree(folder: Path) -> None:
     """Bring all files and folders under ``folder``, and itself, to the disk."""
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            sync(path)
-    sync(folder)
+            durable.sync(path)
+    durable.sync(folder)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import yaml
 from pydantic import Field
 
+from models import yaml_file
 from models.errors import ConfigError
 from train import search
 from train.config import Resources, Section, validated
@@ -211,12 +212,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is none, or it is not YAML with keys.
     """
-    try:
-        document = load_yaml(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+    document = yaml_file.read(path, load_yaml)
     if document is None:
         return {}
     if not isinstance(document, dict):

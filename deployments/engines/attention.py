@@ -18,10 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from deployments.engines.kv import SlotCache
+from models import exotic_attention
 from models.errors import ConfigError
-
-UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-"""Arguments of exotic attentions that would change the result if they were ignored."""
 
 
 class Span(Protocol):
@@ -156,12 +154,11 @@ class SlotAttention:
 
         ``key`` and ``value`` are this pass's alone and lie in the cache already.
         """
-        for name in UNSUPPORTED:
-            if kwargs.get(name) is not None:
-                raise ConfigError(
-                    f"{type(module).__name__} uses attention with '{name}', which the"
-                    " embedded engine does not compute; serve this model with another engine."
-                )
+        if (name := exotic_attention.asked_for(kwargs)) is not None:
+            raise ConfigError(
+                f"{type(module).__name__} uses attention with '{name}', which the"
+                " embedded engine does not compute; serve this model with another engine."
+            )
         layer = module.layer_idx
         assert isinstance(layer, int)
         keys, values = self._cache.keys[layer], self._cache.values[layer]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deployments.engines.linears import Groups, observed_groups
+from deployments.engines.linears import Groups, observed_groups, relative_difference
 from deployments.engines.sequence import Call, Chunk, Sequence, Step
 from models.contracts import GenerateRequest
 from models.errors import ConfigError
@@ -57,13 +57,13 @@ def check_fit(runner: Runner) -> Groups:
         ) from error
     tolerance = TOLERANCE if runner.dtype.itemsize >= 4 else HALF_PRECISION_TOLERANCE
     own = own[:, -packed.shape[1] :]
-    difference = _difference(packed, own)
+    difference = relative_difference(packed, own)
     if not difference <= tolerance:
         raise ConfigError(
             f"{name} gives other logits on the embedded engine than on its own"
             f" (relative difference {difference:.2g}); its attention is not a plain causal one."
         )
-    difference = _difference(beside_long, own[0, -1])
+    difference = relative_difference(beside_long, own[0, -1])
     if not difference <= tolerance:
         raise ConfigError(
             f"{name} answers otherwise when a sequence of {runner.context} tokens runs beside"
@@ -114,10 +114,6 @@ def _chunks(index: int, tokens: list[int], slot: int) -> list[Chunk]:
 
 def _chunk(sequence: Sequence, slot: int, start: int, tokens: list[int]) -> Chunk:
     return Chunk(sequence=sequence, slot=slot, start=start, tokens=tuple(tokens), samples=True)
-
-
-def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 def first_line(error: Exception) -> str:

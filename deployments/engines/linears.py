@@ -136,8 +136,7 @@ def pack_if_equal(model: nn.Module, groups: Groups, probe: Callable[[], torch.Te
     before = probe()
     plain = pack_linears(model, groups)
     try:
-        difference = (probe() - before).abs().max() / before.abs().max().clamp(min=1e-6)
-        fits = bool(difference <= TOLERANCE)
+        fits = relative_difference(probe(), before) <= TOLERANCE
     except Exception as error:  # a model may read weights past its layers' forward
         fits = False
         _log.warning("%s keeps its plain linear layers: %s", type(model).__name__, error)
@@ -168,6 +167,11 @@ def pack_linears(model: nn.Module, groups: Groups = ()) -> list[tuple[nn.Module,
                 setattr(parent, name, shared.get(child) or PackedLinear(child))
                 replaced.append((parent, name, child))
     return replaced
+
+
+def relative_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value; NaN if there is one."""
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 def _packable(module: nn.Module) -> bool:

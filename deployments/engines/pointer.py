@@ -154,12 +154,6 @@ class Pointers:
         """All that references name, each once."""
         return list({pointer.version: None for pointer in self._known.values()})
 
-    async def follow(self) -> None:
-        """Never returns; cancel it."""
-        while True:
-            await asyncio.sleep(self._refresh_s)
-            await self.refresh()
-
     async def refresh(self) -> None:
         """Look once at all that were used of late. Never raises."""
         for reference, pointer in list(self._known.items()):

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
+
+T = TypeVar("T")
 
 Task: TypeAlias = Literal["generate", "embed", "predict"]
 WAYS: Mapping[Task, tuple[str, str]] = {
@@ -197,43 +199,25 @@ class Services:
         return self.find(name)[0]
 
     def generator(self, name: str) -> Generator:
-        """The worker behind a model that generates.
-
-        Raises:
-            NotFound: there is no such model.
-            InvalidInput: the model does something else.
-        """
+        """The worker behind a model that generates; see ``_worker``."""
         model = self.model(name)
-        if model.generator is None:
-            raise _other_task(model, "it cannot generate")
-        return model.generator
+        return _worker(model, model.generator, "it cannot generate")
 
     def embedder(self, name: str) -> Embedder:
-        """The worker behind a model that embeds.
-
-        Raises:
-            NotFound: there is no such model.
-            InvalidInput: the model does something else.
-        """
+        """The worker behind a model that embeds; see ``_worker``."""
         model = self.model(name)
-        if model.embedder is None:
-            raise _other_task(model, "it does not embed")
-        return model.embedder
+        return _worker(model, model.embedder, "it does not embed")
 
     def predictor(self, name: str) -> BatchPredictor:
-        """The worker behind a model that predicts.
-
-        Raises:
-            NotFound: there is no such model.
-            InvalidInput: the model does something else.
-        """
+        """The worker behind a model that predicts; see ``_worker``."""
         model = self.model(name)
-        if model.predictor is None:
-            raise _other_task(model, "it does not predict")
-        return model.predictor
+        return _worker(model, model.predictor, "it does not predict")
 
 
-def _other_task(model: ServedModel, cannot: str) -> InvalidInput:
+def _worker(model: ServedModel, worker: T | None, cannot: str) -> T:
+    """Raises :class:`InvalidInput` if the model does something else."""
+    if worker is not None:
+        return worker
     does, where = WAYS[model.task]
     route = where.replace("NAME", model.name)
-    return InvalidInput(f"The model {model.name!r} {does}; {cannot}. Use {route}.", param="model")
+    raise InvalidInput(f"The model {model.name!r} {does}; {cannot}. Use {route}.", param="model")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from deployments.config import GenerateModel, PlatformConfig, parse
+from models import yaml_file
 from models.errors import ConfigError
 
 PLATFORM = "deployments.app:build"
@@ -45,12 +45,7 @@ def load(path: Path) -> ServeFile:
     Raises:
         ConfigError: unreadable, not of Serve's form, or not of ours.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    tree = yaml_file.read(path)
     try:
         http: dict[str, Any] = tree.get("http_options") or {}
         ours = [app for app in tree["applications"] if app["import_path"] == PLATFORM]

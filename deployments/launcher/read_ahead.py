@@ -25,6 +25,8 @@ def files(platform: PlatformConfig, site_packages: Path) -> Iterator[Path]:
     """In the order in which they are needed."""
     yield from sorted((site_packages / "torch" / "lib").glob("libtorch_[cp]*.so"))
     for model in platform.models.values():
+        if model.source.startswith("registry:"):  # only the database knows what it names now
+            continue
         try:
             folder = fetch(model.source)
         except PlatformError:  # its replica will say so

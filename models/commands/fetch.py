@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from models import yaml_file
 from models.commands.terminal import Commands, say
 from models.errors import ConfigError
 from models.sources import SCHEMES, default_cache, fetch
@@ -49,14 +50,7 @@ def sources_in(config: Path) -> Iterator[tuple[str, str | None]]:
     Raises:
         ConfigError: no such file, not YAML, or no model in it.
     """
-    import yaml
-
-    try:
-        tree = yaml.safe_load(config.read_text())
-    except OSError as error:
-        raise ConfigError(f"{config}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{config}: is not YAML ({' '.join(str(error).split())})") from None
+    tree = yaml_file.read(config)
     found: dict[tuple[str, str | None], None] = {}
     try:
         for application in tree["applications"]:

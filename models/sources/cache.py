@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from models import durable
 from models.errors import ConfigError, PlatformError, Unavailable
 from models.sources import folder
 
@@ -139,7 +139,7 @@ class Cache:
             if final.exists():  # only now: processes that still read the old one keep its files
                 final.rename(staging / "old")
             workspace.out.rename(final)
-            _sync(self.root)
+            durable.sync(self.root)
             return manifest
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -220,16 +220,8 @@ def _seal(out: Path, source: str, provenance: Provenance) -> Manifest:
     )
     (out / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
     for path in (*out.rglob("*"), out):
-        _sync(path)
+        durable.sync(path)
     return manifest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _name(source: str) -> str:

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import AttentionInterface
 
 from deployments.engines.attention import (
-    UNSUPPORTED,
     DecodeSpan,
     PrefillSpan,
     SlotAttention,
@@ -22,6 +21,7 @@ from deployments.engines.attention import (
 )
 from deployments.engines.kv import SlotCache
 from models.errors import ConfigError
+from models.exotic_attention import ARGUMENTS
 
 CONTEXT = 24
 DIM, VALUE_DIM = 4, 6
@@ -110,7 +110,7 @@ def attention() -> Iterator[SlotAttention]:
     made.close()
 
 
-@pytest.mark.parametrize("argument", UNSUPPORTED)
+@pytest.mark.parametrize("argument", ARGUMENTS)
 def test_what_would_be_ignored_is_refused(attention: SlotAttention, argument: str) -> None:
     x = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ConfigError, match=f"'{argument}'.*another engine"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from deployments.config import parse
@@ -27,3 +28,13 @@ def test_torch_comes_first_then_weights_model_by_model(tmp_path: Path) -> None:
         }
     )
     assert list(read_ahead.files(platform, tmp_path)) == [library, weights]
+
+
+def test_what_only_the_database_knows_is_left_to_the_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "fetch", lambda source: pytest.fail(f"fetched {source}"))
+    platform = parse(
+        {"models": {"digits": {"task": "predict", "source": "registry:digits@champion"}}}
+    )
+    assert list(read_ahead.files(platform, tmp_path)) == []

@@ -15,10 +15,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from models import exotic_attention
 from models.errors import ConfigError
-
-UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-"""Arguments of exotic attentions that would change the result if they were ignored."""
 
 
 class PackedAttention:
@@ -49,12 +47,11 @@ class PackedAttention:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """``query [1, heads, tokens, dim]`` → ``[1, tokens, heads, dim]``."""
-        for name in UNSUPPORTED:
-            if kwargs.get(name) is not None:
-                raise ConfigError(
-                    f"{type(module).__name__} uses attention with '{name}', which packed training"
-                    " does not compute; fine-tune another model."
-                )
+        if (name := exotic_attention.asked_for(kwargs)) is not None:
+            raise ConfigError(
+                f"{type(module).__name__} uses attention with '{name}', which packed training"
+                " does not compute; fine-tune another model."
+            )
         group = query.shape[1] // key.shape[1]
         if group > 1:
             key = key.repeat_interleave(group, dim=1)
