@@ -203,6 +203,11 @@ def greeting(config: preflight.ServeFile, env: Mapping[str, str]) -> str:
     )
 
 
+def with_bin(env: Mapping[str, str]) -> dict[str, str]:
+    """``python`` is this one for jobs, too, whose entry points are looked up on Ray's PATH."""
+    return {**env, "PATH": os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])}
+
+
 def run(path: Path, env: dict[str, str]) -> None:
     """Serve ``path`` until a signal.
 
@@ -238,7 +243,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "FRONTIER_LOGS": ".cache/logs",
     }
     try:
-        run(arguments.config, defaults | os.environ)
+        run(arguments.config, with_bin(defaults | os.environ))
     except (ConfigError, Failed) as error:
         for line in error.message.splitlines():
             print(f"error: {line}", file=sys.stderr)

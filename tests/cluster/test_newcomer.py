@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -109,3 +112,18 @@ def test_the_launcher_says_where_everything_is(platform: Served) -> None:
     assert f"API        {platform.url}" in said
     assert f"curl {urlsplit(platform.url).netloc}/v1/chat/completions" in said
     assert Path(".cache/logs").as_posix() in said
+
+
+def test_a_job_is_submitted_as_the_readme_says(platform: Served) -> None:
+    ray = Path(sys.executable).with_name("ray")
+    words = ["job", "submit", "--address", platform.dashboard.url, "--working-dir", str(ROOT)]
+    done = subprocess.run(
+        [ray, *words, "--", "python", "-m", "train", "--list"],
+        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vision " in done.stdout

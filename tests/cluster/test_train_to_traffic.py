@@ -111,7 +111,7 @@ def train(platform: Served, base: Path, folder: Path) -> None:
         )
     )
     words = ["train", "llm", "--config", str(experiment), "--register", "parrot"]
-    submit(platform, sys.executable, "-m", *words)
+    submit(platform, "python", "-m", *words)
 
 
 def submit(platform: Served, *entrypoint: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.launcher.__main__ import greeting, main, say
+from deployments.launcher.__main__ import BIN, greeting, main, say, with_bin
 from deployments.launcher.preflight import load
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +53,8 @@ def test_a_wrong_configuration_is_said_line_by_line(
     assert printed.out == ""
     assert all(line.startswith("error: ") for line in printed.err.splitlines())
     assert "models" in printed.err
+
+
+def test_jobs_find_our_python_before_any_other() -> None:
+    assert with_bin({"PATH": "/usr/bin", "A": "b"}) == {"PATH": f"{BIN}:/usr/bin", "A": "b"}
+    assert with_bin({})["PATH"].startswith(f"{BIN}:")
