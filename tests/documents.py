@@ -5,6 +5,7 @@ What is run says so behind the language of its fence:
     ```python run          by itself
     ```bash served         beside a platform, whose address replaces localhost:8000
     ```console served      `$ ` commands; what follows each is its output, `...` is anything
+    ```console story       the same, beside the platform with nothing registered
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _output(command: list[str]) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -26,10 +26,12 @@ import ray
 from models import errors
 from models.errors import ConfigError, PlatformError, UpstreamError
 from train import history, recipes
-from train.config import Launch
+from train.config import Launch, Resources
 from train.context import local_device, serially
 from train.recipe import In, Metrics, Out, Recipe, Workers
 from train.run import Emit, Place, Task, perform
+
+_log = logging.getLogger(__name__)
 
 FAILURE = ".failure.json"
 """Why a worker gave up for good; in the run's folder."""
@@ -52,10 +54,11 @@ def place(recipe: Recipe[Any], launch: Launch, *, workers: int | tuple[int, int]
         )
 
     def carry_out(task: Task, emit: Emit) -> Metrics:
-        _connect()
+        _connect(group=workers not in (0, 1))
         if workers == 0:
             return perform(task, device=local_device(), fan_out=fan_out, emit=emit)
         (task.out / FAILURE).unlink(missing_ok=True)
+        _tell_of_waiting(launch.resources, workers)
         last = task.checkpoints.last()
         with history.followed(task.out, emit, after=last.step if last else -1):
             return _alone(task, launch) if workers == 1 else _group(task, launch, workers)
@@ -82,11 +85,41 @@ def fan_out(function: Callable[[In], Out], items: Sequence[In], /) -> list[Out]:
         raise
 
 
-def _connect() -> None:
+def _connect(*, group: bool) -> None:
     """To the cluster of ``RAY_ADDRESS``, or to a Ray of our own on this machine."""
     if not ray.is_initialized():
-        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        # Ray Train asks the dashboard's state API, and complains each second where there is none.
+        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": group}
         ray.init(logging_level=logging.WARNING, **own)
+
+
+def _tell_of_waiting(wanted: Resources, workers: int | tuple[int, int]) -> None:
+    """Ray waits without a word, for as long as it takes."""
+    least = workers if isinstance(workers, int) else workers[0]
+    shortage = lacking(wanted, least, ray.available_resources(), ray.cluster_resources())
+    if shortage:
+        _log.warning(
+            "the cluster has no room yet: %s. What it serves may hold them (`ray status`); the run"
+            " begins as soon as it can. --workers 0 runs it in this process instead.",
+            shortage,
+        )
+
+
+def lacking(
+    wanted: Resources, workers: int, free: Mapping[str, float], whole: Mapping[str, float]
+) -> str:
+    """``2 CPU wanted, 0 of 2 free``; empty if there is enough.
+
+    Args:
+        wanted: of each worker.
+        free, whole: of the cluster, by Ray's names.
+    """
+    needs = {"CPU": wanted.cpus * workers, "GPU": wanted.gpus * workers}
+    return ", ".join(
+        f"{need:g} {name} wanted, {free.get(name, 0):g} of {whole.get(name, 0):g} free"
+        for name, need in needs.items()
+        if need > free.get(name, 0)
+    )
 
 
 def _alone(task: Task, launch: Launch) -> Metrics:

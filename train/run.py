@@ -290,7 +290,7 @@ def _seal(
             ),
             data=artifact.Data(
                 sha256=data.combined_sha256(task.out),
-                description=recipe.data,
+                description=data.description(task.out) or recipe.data,
                 licence=" AND ".join(licences),
             ),
             licence=recipe.licence,

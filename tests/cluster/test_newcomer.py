@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -27,8 +26,17 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A registry of our own, and `ray` as ``scripts/env.sh`` lets a person call it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FRONTIER_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_AUTH_MODE", "token")
+        yield
+
+
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def platform(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """``serve_config.yaml`` on a port that is free; afterwards nothing of it is left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,6 +115,19 @@ def test_documents_say_what_happens(platform: Served, block: Block) -> None:
     documents.run(block, address=urlsplit(platform.url).netloc)
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("block", documents.marked("story"), ids=str)
+def test_the_story_from_data_to_traffic(platform: Served, block: Block) -> None:
+    """The README's second example: on the demo model, beside what is served, within two CPUs."""
+    written = [documents.ROOT / name for name in ("rows.jsonl", "golden.jsonl", "measured.json")]
+    assert not [path for path in written if path.exists()], "somebody's files"
+    try:
+        documents.run(block, address=urlsplit(platform.url).netloc)
+    finally:
+        for path in written:
+            path.unlink(missing_ok=True)
+
+
 def test_the_launcher_says_where_everything_is(platform: Served) -> None:
     said: str = platform.output()
     assert f"API        {platform.url}" in said
@@ -119,7 +140,6 @@ def test_a_job_is_submitted_as_the_readme_says(platform: Served) -> None:
     words = ["job", "submit", "--address", platform.dashboard.url, "--working-dir", str(ROOT)]
     done = subprocess.run(
         [ray, *words, "--", "python", "-m", "train", "--list"],
-        env={**os.environ, "RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
         timeout=100,

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from models.errors import ConfigError, Unavailable, UpstreamError
+from tests.train.recipes.llm import experiment
 from tests.train.toys.duo import RECIPE as DUO
 from tests.train.toys.duo import Duo
 from tests.train.toys.walk import RECIPE as WALK
@@ -26,6 +27,7 @@ from train.config import Launch, Resources
 from train.events import Event, Reported, RunStarted
 from train.folder import RunFolder
 from train.recipe import Config, Metrics, Recipe, RunContext
+from train.recipes.llm import RECIPE as LLM
 from train.run import Result, run
 
 pytestmark = [
@@ -153,6 +155,30 @@ def test_a_group_that_loses_a_worker_ends_with_the_same_curve(rank: int, tmp_pat
     assert told == [*range(1, 61)]
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_fine_tuning_that_loses_a_worker_ends_with_the_same_losses(
+    parallel: str, tmp_path: Path
+) -> None:
+    text = experiment.write_text(tmp_path / "text")
+    settings = experiment.config(
+        text,
+        steps=24,
+        checkpoint_every=5,
+        parallel=parallel,
+        callbacks=[f"{experiment.__name__}:Pause"],
+    )
+    killer = kill_one(tmp_path / "ray", "RayTrainWorker", after=12, rank=1)
+    on_ray(LLM, settings, tmp_path / "ray", 2)
+    killer.join(5)
+    assert not killer.is_alive()
+    run(LLM, settings, folder=RunFolder(tmp_path / "here"))
+    losses = {each.step: each.metrics["loss"] for each in history.read(tmp_path / "here")}
+    assert losses[24] < losses[1] - 0.1, "nothing was learned that could be lost"
+    assert {
+        each.step: each.metrics["loss"] for each in history.read(tmp_path / "ray")
+    } == pytest.approx(losses, abs=1e-4)
+
+
 def test_an_error_that_would_come_again_ends_a_group_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="step 3 is wrong"):
         on_ray(DUO, Duo(wrong_at=3), tmp_path / "a", 2)
@@ -209,6 +235,21 @@ def wrong(number: int) -> int:
     if number == 7:
         raise ConfigError("7 is wrong")
     return number
+
+
+@pytest.mark.parametrize(
+    ("wanted", "workers", "told"),
+    [
+        (Resources(cpus=1), 2, ""),
+        (Resources(cpus=2), 2, "4 CPU wanted, 2 of 8 free"),
+        (Resources(cpus=1, gpus=1), 1, "1 GPU wanted, 0 of 0 free"),
+        (Resources(cpus=3, gpus=0.5), 1, "3 CPU wanted, 2 of 8 free, 0.5 GPU wanted, 0 of 0 free"),
+    ],
+)
+def test_what_a_run_has_to_wait_for_is_said(wanted: Resources, workers: int, told: str) -> None:
+    from train.launch import lacking
+
+    assert lacking(wanted, workers, free={"CPU": 2.0}, whole={"CPU": 8.0}) == told
 
 
 def test_map_keeps_order_and_errors(tmp_path: Path) -> None:

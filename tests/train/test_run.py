@@ -250,7 +250,7 @@ def test_every_worker_saves_and_only_the_first_ones_files_stay(tmp_path: Path) -
 def test_data_that_a_run_reads_is_written_down(tmp_path: Path) -> None:
     def body(config: Config, context: RunContext) -> Metrics:
         data.record("one", sha256="a" * 64, licence="MIT", rows=3)
-        data.record("two", sha256="b" * 64, licence="CC0-1.0", rows=4)
+        data.record("two", sha256="b" * 64, licence="CC0-1.0", rows=4000, description="Twos")
         (context.artifact / "a.json").write_text("1")
         return {}
 
@@ -260,6 +260,7 @@ def test_data_that_a_run_reads_is_written_down(tmp_path: Path) -> None:
     assert names == ["one", "two"]
     assert result.manifest is not None
     assert result.manifest.data.licence == "CC0-1.0 AND MIT"
+    assert result.manifest.data.description == "Twos (4,000 rows)"
     assert len(result.manifest.data.sha256) == 64
 
 

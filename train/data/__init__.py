@@ -27,7 +27,7 @@ def recorded_in(out: Path | None) -> Iterator[None]:
         _run.reset(token)
 
 
-def record(name: str, *, sha256: str, licence: str, rows: int) -> None:
+def record(name: str, *, sha256: str, licence: str, rows: int, description: str = "") -> None:
     """Write down a source of data, for the run directory, the artifact and its data card.
 
     Called by whatever reads the data; outside of a run it does nothing.
@@ -35,11 +35,19 @@ def record(name: str, *, sha256: str, licence: str, rows: int) -> None:
     Args:
         sha256: of the data as used, so that another version of it is seen.
         licence: SPDX.
+        description: for the data card, where configuration chooses the data; what is always the
+            same is described by ``Recipe.data``.
     """
     out = _run.get()
     if out is not None:
         sources = {each["name"]: each for each in recorded(out)}
-        sources[name] = {"name": name, "sha256": sha256, "licence": licence, "rows": rows}
+        sources[name] = {
+            "name": name,
+            "sha256": sha256,
+            "licence": licence,
+            "rows": rows,
+            "description": description,
+        }
         disk.write_json(out / NAME, list(sources.values()))
 
 
@@ -50,6 +58,15 @@ def recorded(out: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return found
+
+
+def description(out: Path) -> str:
+    """What the sources say of themselves; nothing if they leave it to the recipe."""
+    return "; ".join(
+        f"{each['description']} ({each['rows']:,} rows)"
+        for each in recorded(out)
+        if each.get("description")
+    )
 
 
 def combined_sha256(out: Path) -> str:

@@ -31,7 +31,7 @@ RECIPE = Recipe(
     run=run,
     gates={
         "perplexity_ratio": Gate(
-            at_most=0.8, baseline="1: the base model on the same held-out topics of pydoc"
+            at_most=0.8, baseline="1: the base model on the same held-out rows"
         )
     },
     smoke=LlmConfig(
@@ -57,5 +57,5 @@ RECIPE = Recipe(
         "training.optimiser.schedule": Choice(("constant", "linear", "cosine", "wsd")),
         "model.lora.r": Choice((4, 8, 16, 32)),
     },
-    data="pydoc_data.topics of the Python standard library, PSF-2.0 (default)",
+    data="by configuration; default: pydoc_data.topics of the Python standard library, PSF-2.0",
 )

@@ -28,6 +28,7 @@ class Source:
     """Of the rows, in order, whatever files they stand in."""
     licence: str
     rows: int
+    description: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Data:
     def record(self, context: RunContext) -> None:
         """Say what was learned from, and which rows were not."""
         for source in self.sources:
-            data.record(source.name, sha256=source.sha256, licence=source.licence, rows=source.rows)
+            data.record(**asdict(source))
         if self.skipped and context.workers.rank == 0:
             lines = (json.dumps(asdict(bad)) + "\n" for bad in self.skipped)
             (context.out / "bad_rows.jsonl").write_text("".join(lines))
@@ -77,17 +78,26 @@ def _read(
 ) -> list[Origin]:
     found: list[Origin] = []
     for name in [names] if isinstance(names, str) else names:
-        licence = config.data.licence
+        licence, description = config.data.licence, name
         if name.startswith(builtin.PREFIX):
             if config.data.format not in ("auto", "text"):
                 raise ConfigError(f"{name} is text, but data.format is {config.data.format}")
             good = builtin.load(name)
-            licence = builtin.describe(name).licence
+            known = builtin.describe(name)
+            licence, description = known.licence, known.description
         else:
             good, bad = rows.read(name, config.data.format, on_bad_row=config.data.on_bad_row)
             skipped += bad
         found += good
-        sources.append(Source(name=name, sha256=_digest(good), licence=licence, rows=len(good)))
+        sources.append(
+            Source(
+                name=name,
+                sha256=_digest(good),
+                licence=licence,
+                rows=len(good),
+                description=description,
+            )
+        )
     return found
 
 

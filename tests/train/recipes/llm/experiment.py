@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,13 @@ class Curve(Callback):
 
 class Stopped(Exception):
     pass
+
+
+class Pause(Callback):
+    """Time enough to kill somebody between two steps."""
+
+    def on_step(self, event: StepEnd) -> None:
+        time.sleep(0.1)
 
 
 class Halt(Callback):
