@@ -199,6 +199,71 @@ class Cors(Section):
     """Empty: no cross-origin use."""
 
 
+class PlanConfig(Section):
+    """What a tenant of this plan may use; a limit that is left out is none."""
+
+    requests_per_minute: int | None = Field(default=None, ge=0)
+    requests_per_hour: int | None = Field(default=None, ge=0)
+    requests_per_day: int | None = Field(default=None, ge=0)
+    tokens_per_minute: int | None = Field(default=None, ge=0)
+    """Of prompts and answers together."""
+    tokens_per_day: int | None = Field(default=None, ge=0)
+    concurrent_requests: int | None = Field(default=None, ge=0)
+    budget_per_month: float | None = Field(default=None, ge=0)
+    """In the currency of the price list."""
+
+    def limits(self) -> dict[str, float | None]:
+        """By name."""
+        return self.model_dump()
+
+
+PLANS = {
+    "free": PlanConfig(
+        requests_per_minute=60,
+        requests_per_hour=1000,
+        requests_per_day=10_000,
+        tokens_per_minute=50_000,
+        tokens_per_day=1_000_000,
+    ),
+    "pro": PlanConfig(
+        requests_per_minute=600,
+        requests_per_hour=50_000,
+        requests_per_day=500_000,
+        tokens_per_minute=500_000,
+        tokens_per_day=10_000_000,
+    ),
+    "enterprise": PlanConfig(
+        requests_per_minute=6000,
+        requests_per_hour=500_000,
+        requests_per_day=10_000_000,
+        tokens_per_minute=5_000_000,
+        tokens_per_day=100_000_000,
+    ),
+}
+"""Of the specification (C2)."""
+
+
+class OidcConfig(Section):
+    """An OpenID Connect issuer whose bearer tokens are taken beside API keys."""
+
+    issuer: str = Field(pattern=r"^https?://")
+    audience: str = Field(min_length=1)
+    jwks_url: str | None = None
+    """Default: what the issuer's ``/.well-known/openid-configuration`` says."""
+    tenant_claim: str = "tenant"
+    """Names a tenant that exists here."""
+    role_claim: str = "role"
+    """admin, operator, developer or auditor; without the claim: developer."""
+    clock_skew_s: float = Field(default=30, ge=0, le=300)
+
+
+class AuthConfig(Section):
+    mode: Literal["open", "keys"] | None = None
+    """``open``: everybody may do everything, and only this machine is answered. ``keys``: each
+    request needs an API key, or a token of ``oidc``. Default: ``FRONTIER_AUTH``, else ``open``."""
+    oidc: OidcConfig | None = None
+
+
 class GatewayConfig(Section):
     replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
@@ -213,6 +278,9 @@ class GatewayConfig(Section):
     start_retries: int = Field(default=3, ge=0)
     """Attempts on another replica when one is lost before its first output."""
     cors: Cors = Cors()
+    auth: AuthConfig = AuthConfig()
+    plans: dict[str, PlanConfig] = Field(default_factory=lambda: dict(PLANS), min_length=1)
+    """By name, in place of free, pro and enterprise."""
 
 
 class PlatformConfig(Section):

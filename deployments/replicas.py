@@ -53,10 +53,14 @@ from deployments.remote import (
     bind_host,
     readiness,
 )
+from deployments.tenants.directory import Directory
+from deployments.tenants.entrance import authenticator
+from deployments.tenants.keys import Peppers
 from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
 from models.sources.registry import SCHEME
+from state.database import LazyDatabase
 
 if TYPE_CHECKING:
     from deployments.engines.embeddings import Embedding
@@ -341,6 +345,8 @@ class GatewayReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
+        auth, peppers = self._config.gateway.auth, Peppers.of()
+        directory = Directory(LazyDatabase(), peppers)
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()
         }
@@ -357,6 +363,8 @@ class GatewayReplica:
                     self._try_adapter,
                     refresh_s=self._config.registry.refresh_s,
                 ),
+                directory=directory,
+                authenticator=authenticator(auth, directory, peppers),
                 bind_host=bind_host(),
             )
         )

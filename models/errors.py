@@ -119,5 +119,11 @@ class Unavailable(PlatformError):
     status = 503
 
 
+class StateUnreachable(Unavailable):
+    """The database or the counters are out of reach: nothing is let through unmetered."""
+
+    code = "STATE_UNAVAILABLE"
+
+
 class ConfigError(PlatformError):
     """An operator's mistake, found at start; never reaches a client."""

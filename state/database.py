@@ -185,6 +185,50 @@ class Database:
             lock.release()
 
 
+class LazyDatabase:
+    """A ``Database`` that is opened when it is first needed, and asked for again after it failed.
+
+    Belongs to the event loop that uses it first.
+
+    Args:
+        url: default: that of ``state.places``.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self._url = url
+        self._opened: Database | None = None
+        self._opening = asyncio.Lock()
+
+    async def opened(self) -> Database:
+        """Raises StateMisconfigured, StateUnavailable."""
+        if self._opened is None:
+            async with self._opening:
+                if self._opened is None:
+                    self._opened = await Database.open(self._url)
+        return self._opened
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """See ``Database.read``."""
+        async with (await self.opened()).read() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self, alone: str | None = None) -> AsyncIterator[AsyncConnection]:
+        """See ``Database.write``."""
+        async with (await self.opened()).write(alone) as connection:
+            yield connection
+
+    async def ping(self) -> None:
+        """Raises StateUnavailable unless it answers."""
+        await (await self.opened()).ping()
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+
 _ADVISORY_LOCK = sa.text("SELECT pg_advisory_xact_lock(:key)")
 
 

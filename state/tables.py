@@ -146,6 +146,33 @@ uses = Table(
 )
 
 
+# Tenants (deployments/tenants/directory.py)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("plan", Name, nullable=False),
+    Column("overrides", Facts, nullable=False),  # of the plan's limits, by name
+    Column("created", Moment, nullable=False),
+    Column("suspended", Moment),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),  # the part of a key that may be shown
+    Column("tenant", ForeignKey("tenants.name"), nullable=False, index=True),
+    Column("digest", Hash, nullable=False),  # keyed, of the whole key
+    Column("label", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("scopes", Facts),  # none: all that the role may
+    Column("created", Moment, nullable=False),
+    Column("expires", Moment),
+    Column("revoked", Moment),
+)
+
+
 # For everyone
 
 audit = Table(

@@ -16,6 +16,7 @@ from deployments.config import GatewayConfig
 from deployments.gateway.openapi import openapi_operation
 from deployments.gateway.operation import Operation
 from deployments.gateway.policies.access import Access
+from deployments.gateway.policies.authentication import Authentication
 from deployments.gateway.policies.body_limit import BodyLimit
 from deployments.gateway.policies.compression import Compression
 from deployments.gateway.policies.deadline import Deadline
@@ -26,6 +27,7 @@ from deployments.gateway.policies.request_id import RequestId
 from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.routes import (
     admin_models,
+    admin_tenants,
     health,
     infer,
     infer_socket,
@@ -64,6 +66,7 @@ def routes(services: Services) -> list[Operation]:
         *health.operations(services),
         *openai_models.operations(services),
         *admin_models.operations(services),
+        *admin_tenants.operations(services),
     ]
     methods: defaultdict[str, set[str]] = defaultdict(set)
     for operation in operations:
@@ -82,7 +85,8 @@ def policies(services: Services) -> Sequence[Policy]:
         *cors(config.cors.allow_origins),
         partial(Access, emit=services.emit, clock=services.clock),
         partial(Failures, now=services.now),
-        partial(Loopback, bind_host=services.bind_host),
+        partial(Authentication, authenticator=services.authenticator),
+        *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
         partial(Deadline, limit_s=partial(limit_s, config)),
@@ -103,7 +107,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
         partial(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
             allow_headers=("*",),
             expose_headers=(
                 "X-Request-ID",

@@ -11,7 +11,8 @@ import orjson
 from starlette.responses import Response
 
 from deployments.gateway.exchange import Exchange
-from models.errors import InternalError, PlatformError
+from models.errors import InternalError, PlatformError, StateUnreachable
+from state.errors import StateUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,11 @@ def as_platform_error(error: Exception, exchange: Exchange) -> PlatformError:
     """The error as a client may see it; one that nobody foresaw is logged here, once."""
     if isinstance(error, PlatformError):
         return error
+    if isinstance(error, StateUnavailable):
+        logger.warning("request %s: %s", exchange.id, error, extra={"request_id": exchange.id})
+        return StateUnreachable(
+            "The platform's state is out of reach; nothing was done. Try again.", retry_after=1
+        )
     logger.error(
         "unhandled error in %s %s, request %s",
         exchange.method,

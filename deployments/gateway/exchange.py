@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from deployments.observability.events import RequestFinished
+from deployments.tenants.principal import Principal
+from deployments.tenants.principal import Scope as Right
 from models.contracts import Delta, Priority, Timings, Usage
-from models.errors import PlatformError
+from models.errors import PlatformError, Unauthorized
 
 UNMATCHED = "(unmatched)"
 CLIENT_GONE = 499
@@ -30,6 +32,8 @@ class Exchange:
     adapter: str | None = None
     """Of the model. Kept apart: a metric's labels may not be whatever a client writes."""
     priority: Priority | None = None
+    principal: Principal | None = None
+    """``None`` on public routes."""
     tenant: str = "public"
     deadline: float | None = None
     status: int | None = None
@@ -45,6 +49,23 @@ class Exchange:
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
     """How a stream that has begun tells its client of a failure."""
+
+    def belongs_to(self, principal: Principal) -> None:
+        self.principal = principal
+        self.tenant = principal.tenant
+
+    def require(self, right: Right | None) -> None:
+        """Raises Forbidden, Unauthorized: whoever asks may not. ``None``: everybody may."""
+        if right is None:
+            return
+        if self.principal is None:
+            raise Unauthorized("This route needs an API key.")
+        self.principal.require(right)
+
+    @property
+    def subject(self) -> str:
+        """Who asks, for the audit log."""
+        return self.principal.subject if self.principal is not None else "anyone"
 
     @property
     def called(self) -> str | None:

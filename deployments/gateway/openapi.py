@@ -15,7 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from deployments.gateway.errors import speaks_openai
-from deployments.gateway.operation import ANY_ERRORS, BODY_ERRORS, Answers, Call, Operation
+from deployments.gateway.operation import (
+    ACCESS_ERRORS,
+    ANY_ERRORS,
+    BODY_ERRORS,
+    Answers,
+    Call,
+    Operation,
+)
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Failure
 from deployments.gateway.schemas.openai import OpenAIErrorAnswer
@@ -28,6 +35,12 @@ REQUEST_ID = {
     "in": "header",
     "description": "Taken as the request's id if it has 1 to 128 plain characters.",
     "schema": {"type": "string"},
+}
+KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, or a token of the configured issuer. None where the platform is"
+    " open, which it is on a loopback address only.",
 }
 RETRY_LATER = frozenset({429, 503})
 
@@ -52,6 +65,7 @@ def openapi_operation(operations: Sequence[Operation]) -> Operation:
         show,
         answers=Answers(schema=dict[str, Any]),
         summary="This document.",
+        needs=None,
     )
     return own
 
@@ -65,7 +79,7 @@ def document(operations: Sequence[Operation]) -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "Frontier Run", "version": API_VERSION},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"key": KEY}},
     }
 
 
@@ -101,7 +115,10 @@ def _operation(operation: Operation, schemas: Schemas) -> Schema:
         "parameters": [REQUEST_ID, *_parameters(operation)],
         "responses": {"200": _success(operation.answers, schemas), **_failures(operation, schemas)},
     }
-    if operation.method == "POST":
+    if operation.needs is not None:
+        described["security"] = [{"key": []}]
+        described["description"] = f"Needs the scope `{operation.needs}`."
+    if operation.has_body:
         described["requestBody"] = {
             "required": True,
             "content": {JSON: {"schema": schemas[operation.takes]}},
@@ -135,7 +152,9 @@ def _success(answers: Answers, schemas: Schemas) -> Schema:
 
 def _failures(operation: Operation, schemas: Schemas) -> Schema:
     errors: set[type[PlatformError]] = {*ANY_ERRORS, *operation.answers.errors}
-    if operation.method == "POST":
+    if operation.needs is not None:
+        errors.update(ACCESS_ERRORS)
+    if operation.has_body:
         errors.update(BODY_ERRORS)
     by_status: defaultdict[int, list[type[PlatformError]]] = defaultdict(list)
     for error in sorted(errors, key=lambda error: (error.status, error.code)):

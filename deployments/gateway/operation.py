@@ -15,7 +15,9 @@ from deployments.gateway.body import read_json_body
 from deployments.gateway.exchange import Exchange, exchange_of
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.validation import parse_json, parse_query
+from deployments.tenants.principal import Scope as Right
 from models.errors import (
+    Forbidden,
     InternalError,
     InvalidInput,
     MethodNotAllowed,
@@ -23,7 +25,9 @@ from models.errors import (
     Overloaded,
     PayloadTooLarge,
     PlatformError,
+    StateUnreachable,
     Timeout,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
     UpstreamError,
@@ -32,6 +36,8 @@ from models.errors import (
 Input = TypeVar("Input", bound=BaseModel)
 
 ANY_ERRORS = (InvalidInput, MethodNotAllowed, InternalError, Timeout)
+ACCESS_ERRORS = (Unauthorized, Forbidden, StateUnreachable)
+"""Of routes that are not for everybody."""
 BODY_ERRORS = (PayloadTooLarge, UnsupportedMediaType)
 MODEL_ERRORS = (NotFound, Overloaded, UpstreamError, Unavailable)
 
@@ -42,7 +48,7 @@ class Call(Generic[Input]):
 
     exchange: Exchange
     input: Input
-    """What a POST carries in its body and a GET in its query."""
+    """What a POST or PATCH carries in its body and a GET in its query."""
     headers: Headers
     path: Mapping[str, str]
 
@@ -78,12 +84,16 @@ class Operation(Route):
         takes: type[BaseModel] = Nothing,
         answers: Answers,
         summary: str,
+        needs: Right | None = Right.INFERENCE,
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
         self.method = method
         self.takes = takes
         self.answers = answers
         self.summary = summary
+        self.has_body = method in ("POST", "PATCH")
+        self.needs = needs
+        """What whoever asks must be allowed; ``None``: nothing."""
         self.allowed = frozenset(self.methods or ())
         self.on_path = self.allowed
         """Methods of all operations on this path."""
@@ -97,8 +107,9 @@ class Operation(Route):
                 f"{self.path_format} does not answer {scope['method']}; it answers {allow}.",
                 details={"allow": allow},
             )
+        exchange.require(self.needs)
         headers = Headers(scope=scope)
-        if self.method == "POST":
+        if self.has_body:
             parse_query(Nothing, scope["query_string"])
             value = parse_json(self.takes, await read_json_body(headers, receive))
         else:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
+from deployments.tenants.directory import Directory
+from deployments.tenants.identity import Authenticator
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
 
@@ -168,6 +170,10 @@ class Services:
     metrics: Callable[[], Awaitable[bytes]]
     """The Prometheus text of the whole cluster."""
     adapters: Adapters = field(default_factory=NoAdapters)
+    directory: Directory | None = None
+    """Tenants and keys; ``None``: a gateway without a database."""
+    authenticator: Authenticator | None = None
+    """``None``: the platform is open, to this machine only."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic

@@ -18,6 +18,7 @@ from deployments.gateway.schemas.adapters import (
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Success
 from deployments.gateway.services import PublishedAdapter, Services
+from deployments.tenants.principal import Scope as Right
 from models.errors import Conflict, Forbidden, NotFound, Overloaded, Unavailable, UpstreamError
 
 PATH = "/admin/v1/models/{model}/adapters"
@@ -40,6 +41,7 @@ def operations(services: Services) -> list[Operation]:
                 errors=ERRORS,
             ),
             summary="The published adapters of a model, by name.",
+            needs=Right.MODELS_WRITE,
         ),
         Operation(
             "POST",
@@ -48,6 +50,7 @@ def operations(services: Services) -> list[Operation]:
             takes=AdapterRequest,
             answers=Answers(schema=Success[AdapterData], errors=ERRORS),
             summary="Publish an adapter: all replicas answer with it within seconds.",
+            needs=Right.MODELS_WRITE,
         ),
         Operation(
             "DELETE",
@@ -55,6 +58,7 @@ def operations(services: Services) -> list[Operation]:
             partial(withdraw, services),
             answers=Answers(schema=Success[Withdrawn], errors=ERRORS),
             summary="Withdraw an adapter; its versions stay in the registry.",
+            needs=Right.MODELS_WRITE,
         ),
     ]
 

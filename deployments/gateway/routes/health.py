@@ -12,6 +12,7 @@ from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Liveness, Readiness, Success
 from deployments.gateway.services import Services
+from deployments.tenants.principal import Scope as Right
 from models.errors import Unavailable
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,6 +26,7 @@ def operations(services: Services) -> list[Operation]:
             partial(healthz, services),
             answers=Answers(schema=Success[Liveness]),
             summary="Whether this process answers at all.",
+            needs=None,
         ),
         Operation(
             "GET",
@@ -32,6 +34,7 @@ def operations(services: Services) -> list[Operation]:
             partial(readyz, services),
             answers=Answers(schema=Success[Readiness], errors=(Unavailable,)),
             summary="Whether requests can be served: models loaded, state within reach.",
+            needs=None,
         ),
         Operation(
             "GET",
@@ -39,6 +42,7 @@ def operations(services: Services) -> list[Operation]:
             partial(metrics, services),
             answers=Answers(schema=None, media_type=PROMETHEUS_TEXT, errors=(Unavailable,)),
             summary="Prometheus metrics of the whole cluster.",
+            needs=Right.METRICS_READ,
         ),
     ]
 

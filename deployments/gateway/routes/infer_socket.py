@@ -17,12 +17,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from deployments.gateway.errors import as_platform_error
 from deployments.gateway.exchange import Exchange, exchange_of
+from deployments.gateway.policies.authentication import identify
 from deployments.gateway.policies.deadline import time_limit
 from deployments.gateway.routes.infer import start
 from deployments.gateway.routes.infer_events import InferEvents
 from deployments.gateway.schemas.infer import SocketCancel, SocketInfer
 from deployments.gateway.services import Services
 from deployments.gateway.validation import parse_json
+from deployments.tenants.principal import Scope as Right
 from models.errors import InvalidInput, Overloaded, PlatformError
 
 PATH = "/v1/infer/ws"
@@ -125,6 +127,9 @@ class Connection:
         services, exchange = self._services, self._exchange(request.id)
         events = SocketEvents(services, exchange, request.id)
         try:
+            # Each request anew: a connection may outlive the key that opened it.
+            exchange.belongs_to(await identify(self._socket.scope, services.authenticator))
+            exchange.require(Right.INFERENCE)
             async with (
                 time_limit(services.config.request_timeout_s),
                 start(services, exchange, request, stream=True) as generation,

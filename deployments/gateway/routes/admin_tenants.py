@@ -1,0 +1,290 @@
+"""``/admin/v1``: tenants, their keys, plans, and the audit log of every change."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+
+from starlette.types import ASGIApp
+
+from deployments.gateway.operation import Answers, Call, Operation
+from deployments.gateway.pagination import Cursor, Page, PageQuery, paginate
+from deployments.gateway.responses import enveloped
+from deployments.gateway.schemas.base import Nothing
+from deployments.gateway.schemas.envelope import Success
+from deployments.gateway.schemas.tenants import (
+    AuditLog,
+    IssuedKey,
+    KeyData,
+    KeyList,
+    KeyRequest,
+    PlanList,
+    Rotation,
+    TenantChange,
+    TenantData,
+    TenantList,
+    TenantRequest,
+)
+from deployments.gateway.services import Services
+from deployments.tenants.directory import Directory, Entry, Key, Tenant
+from deployments.tenants.principal import Scope, granted
+from models.errors import Conflict, InvalidInput, NotFound, StateUnreachable
+
+TENANTS = "/admin/v1/tenants"
+TENANT = TENANTS + "/{tenant}"
+KEYS = TENANT + "/keys"
+PAGED = {
+    "X-Next-Cursor": "Where the next page begins; absent on the last.",
+    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
+}
+
+
+def operations(services: Services) -> list[Operation]:
+    read, write = Scope.TENANTS_READ, Scope.TENANTS_WRITE
+    return [
+        Operation(
+            "GET",
+            TENANTS,
+            partial(list_tenants, services),
+            takes=PageQuery,
+            answers=Answers(schema=Success[TenantList], headers=PAGED),
+            summary="All tenants, by name.",
+            needs=read,
+        ),
+        Operation(
+            "POST",
+            TENANTS,
+            partial(create_tenant, services),
+            takes=TenantRequest,
+            answers=Answers(schema=Success[TenantData], errors=(Conflict,)),
+            summary="A new tenant.",
+            needs=write,
+        ),
+        Operation(
+            "GET",
+            TENANT,
+            partial(show_tenant, services),
+            answers=Answers(schema=Success[TenantData], errors=(NotFound,)),
+            summary="One tenant.",
+            needs=read,
+        ),
+        Operation(
+            "PATCH",
+            TENANT,
+            partial(change_tenant, services),
+            takes=TenantChange,
+            answers=Answers(schema=Success[TenantData], errors=(NotFound,)),
+            summary="Another plan, other limits, or suspended: everywhere within a second.",
+            needs=write,
+        ),
+        Operation(
+            "GET",
+            KEYS,
+            partial(list_keys, services),
+            takes=PageQuery,
+            answers=Answers(schema=Success[KeyList], headers=PAGED, errors=(NotFound,)),
+            summary="The keys of a tenant, living and dead, without their secrets.",
+            needs=read,
+        ),
+        Operation(
+            "POST",
+            KEYS,
+            partial(issue_key, services),
+            takes=KeyRequest,
+            answers=Answers(schema=Success[IssuedKey], errors=(NotFound, Conflict)),
+            summary="A new key. Its text is in this answer and nowhere else.",
+            needs=write,
+        ),
+        Operation(
+            "POST",
+            "/admin/v1/keys/{key}/rotate",
+            partial(rotate_key, services),
+            takes=Rotation,
+            answers=Answers(schema=Success[IssuedKey], errors=(NotFound, Conflict)),
+            summary="A successor with the same rights; the old key works on for a while.",
+            needs=write,
+        ),
+        Operation(
+            "DELETE",
+            "/admin/v1/keys/{key}",
+            partial(revoke_key, services),
+            answers=Answers(schema=Success[KeyData], errors=(NotFound,)),
+            summary="Revoke a key: everywhere within a second.",
+            needs=write,
+        ),
+        Operation(
+            "GET",
+            "/admin/v1/plans",
+            partial(list_plans, services),
+            answers=Answers(schema=Success[PlanList]),
+            summary="The plans, as they are configured.",
+            needs=read,
+        ),
+        Operation(
+            "GET",
+            "/admin/v1/audit",
+            partial(list_audit, services),
+            takes=PageQuery,
+            answers=Answers(schema=Success[AuditLog], headers=PAGED),
+            summary="Who changed what, and when; the newest first.",
+            needs=Scope.AUDIT_READ,
+        ),
+    ]
+
+
+async def list_tenants(services: Services, call: Call[PageQuery]) -> ASGIApp:
+    page = paginate(await _directory(services).tenants(), lambda one: one.name, call.input)
+    data = {"tenants": [_tenant(one) for one in page.items]}
+    return enveloped(services, call.exchange, data, page.headers())
+
+
+async def create_tenant(services: Services, call: Call[TenantRequest]) -> ASGIApp:
+    wanted = call.input
+    _check_plan(services, wanted.plan)
+    made = await _directory(services).create(
+        wanted.name, plan=wanted.plan, overrides=wanted.overrides, by=call.exchange.subject
+    )
+    return enveloped(services, call.exchange, _tenant(made))
+
+
+async def show_tenant(services: Services, call: Call[Nothing]) -> ASGIApp:
+    found = await _directory(services).tenant(call.path["tenant"])
+    return enveloped(services, call.exchange, _tenant(found))
+
+
+async def change_tenant(services: Services, call: Call[TenantChange]) -> ASGIApp:
+    wanted = call.input
+    if wanted.plan is not None:
+        _check_plan(services, wanted.plan)
+    changed = await _directory(services).change(
+        call.path["tenant"],
+        plan=wanted.plan,
+        overrides=wanted.overrides,
+        suspended=wanted.suspended,
+        by=call.exchange.subject,
+    )
+    return enveloped(services, call.exchange, _tenant(changed))
+
+
+async def list_keys(services: Services, call: Call[PageQuery]) -> ASGIApp:
+    keys = await _directory(services).keys(call.path["tenant"])
+    page = paginate(keys, lambda key: key.id, call.input)
+    data = {"keys": [_key(key) for key in page.items]}
+    return enveloped(services, call.exchange, data, page.headers())
+
+
+async def issue_key(services: Services, call: Call[KeyRequest]) -> ASGIApp:
+    wanted = call.input
+    scopes = None if wanted.scopes is None else frozenset(wanted.scopes)
+    if scopes is not None and (beyond := scopes - granted(wanted.role, None)):
+        raise InvalidInput(
+            f"The role {wanted.role} does not have {', '.join(sorted(beyond))}.", param="scopes"
+        )
+    key, minted = await _directory(services).issue(
+        call.path["tenant"],
+        role=wanted.role,
+        scopes=scopes,
+        label=wanted.label,
+        lifetime=None if wanted.lifetime_s is None else timedelta(seconds=wanted.lifetime_s),
+        by=call.exchange.subject,
+    )
+    return enveloped(services, call.exchange, {**_key(key), "key": minted.text})
+
+
+async def rotate_key(services: Services, call: Call[Rotation]) -> ASGIApp:
+    key, minted = await _directory(services).rotate(
+        call.path["key"],
+        overlap=timedelta(seconds=call.input.overlap_s),
+        by=call.exchange.subject,
+    )
+    return enveloped(services, call.exchange, {**_key(key), "key": minted.text})
+
+
+async def revoke_key(services: Services, call: Call[Nothing]) -> ASGIApp:
+    key = await _directory(services).revoke(call.path["key"], by=call.exchange.subject)
+    return enveloped(services, call.exchange, _key(key))
+
+
+async def list_plans(services: Services, call: Call[Nothing]) -> ASGIApp:
+    plans = [
+        {"name": name, "limits": plan.limits()} for name, plan in services.config.plans.items()
+    ]
+    return enveloped(services, call.exchange, {"plans": plans})
+
+
+async def list_audit(services: Services, call: Call[PageQuery]) -> ASGIApp:
+    page = await audit_page(_directory(services), call.input)
+    data = {"entries": [_entry(entry) for entry in page.items]}
+    return enveloped(services, call.exchange, data, page.headers())
+
+
+async def audit_page(directory: Directory, query: PageQuery) -> Page[Entry]:
+    """Forward is further into the past. Raises InvalidInput: the cursor is none of ours."""
+    cursor = None if query.cursor is None else Cursor.decode(query.cursor)
+    key = None
+    if cursor is not None:
+        if not cursor.key.isdecimal() or len(cursor.key) > 18:
+            raise InvalidInput(
+                "cursor is not of this list; start again without it.", param="cursor"
+            )
+        key = int(cursor.key)
+    if cursor is None or cursor.forward:
+        found = list(await directory.audit(before=key, limit=query.limit + 1))
+        more, entries = len(found) > query.limit, found[: query.limit]
+        newer = key is not None
+    else:
+        found = list(await directory.audit(after=key, limit=query.limit + 1))
+        newer, entries = len(found) > query.limit, found[-query.limit :]
+        more = True
+    return Page(
+        entries,
+        previous=Cursor(str(entries[0].id), forward=False) if entries and newer else None,
+        next=Cursor(str(entries[-1].id), forward=True) if entries and more else None,
+    )
+
+
+def _directory(services: Services) -> Directory:
+    """Raises StateUnreachable: this gateway has none."""
+    if services.directory is None:
+        raise StateUnreachable("This gateway has no database of tenants.")
+    return services.directory
+
+
+def _check_plan(services: Services, name: str) -> None:
+    if name not in services.config.plans:
+        known = ", ".join(services.config.plans)
+        raise InvalidInput(f"There is no plan {name!r:.80}; there are {known}.", param="plan")
+
+
+def _tenant(tenant: Tenant) -> dict[str, object]:
+    return {
+        "name": tenant.name,
+        "plan": tenant.plan,
+        "overrides": tenant.overrides,
+        "created": tenant.created,
+        "suspended": tenant.suspended,
+    }
+
+
+def _key(key: Key) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "tenant": key.tenant,
+        "label": key.label,
+        "role": key.role,
+        "scopes": sorted(granted(key.role, key.scopes)),
+        "created": key.created,
+        "expires": key.expires,
+        "revoked": key.revoked,
+    }
+
+
+def _entry(entry: Entry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "who": entry.who,
+        "what": entry.what,
+        "subject": entry.subject,
+        "details": entry.details,
+    }

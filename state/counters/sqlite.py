@@ -1,0 +1,180 @@
+"""Counters in one file, shared by the processes of a machine.
+
+A decision is one transaction of some tens of microseconds, so it runs where it is asked for;
+a thread would cost more than it saves. Whoever finds the file locked by another process gives
+the event loop back and asks again. Nothing is flushed to the disk: a crash of a process loses
+nothing, and after a crash of the machine no stream is running that could be over its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+
+from state.counters.contract import Reservation
+from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle
+from state.errors import StateMisconfigured, StateUnavailable
+
+T = TypeVar("T")
+
+PATIENCE_S = 0.8
+"""How long a decision may wait for others."""
+RETRY_S = 0.0005
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS cells (owner TEXT PRIMARY KEY, cells BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (
+    owner TEXT, lease TEXT, expires_ms INTEGER NOT NULL, holds BLOB NOT NULL,
+    PRIMARY KEY (owner, lease)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_expire ON leases (owner, expires_ms);
+"""
+
+
+class SqliteCounters:
+    """See ``Counters``.
+
+    Args:
+        file: made with its folder if it is not there.
+        clock: Unix seconds.
+
+    Raises:
+        StateMisconfigured: the file cannot be made, or is something else.
+    """
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.time) -> None:
+        self._file = file
+        self._clock = clock
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(file, isolation_level=None, timeout=5.0)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=OFF")
+            self._connection.executescript(_SCHEMA)
+            self._connection.execute("PRAGMA busy_timeout=0")
+        except (OSError, sqlite3.Error) as error:
+            raise StateMisconfigured(f"counters in {file}: {error}") from None
+
+    async def reserve(
+        self, owner: str, lease: str, demands: Sequence[Demand], *, ttl_s: float
+    ) -> Reservation:
+        def act(now_ms: int) -> Reservation:
+            execute = self._connection.execute
+            cells, running = self._read(owner, now_ms)
+            known = (owner, lease)
+            if execute("SELECT 1 FROM leases WHERE owner = ? AND lease = ?", known).fetchone():
+                asked = [Demand(limit=each.limit, amount=0) for each in demands]
+                told = decide(cells, running, asked, now_ms)
+                return Reservation(allowed=True, levels=told.levels)
+            decision = decide(cells, running, demands, now_ms)
+            if decision.allowed and decision.holds:
+                self._write(owner, cells, decision.cells)
+                execute(
+                    "INSERT INTO leases VALUES (?, ?, ?, ?)",
+                    (owner, lease, now_ms + round(ttl_s * 1000), _packed(decision.holds)),
+                )
+            return Reservation(allowed=decision.allowed, levels=decision.levels)
+
+        return await self._alone(act)
+
+    async def settle(self, owner: str, lease: str, used: Mapping[str, int]) -> bool:
+        def act(now_ms: int) -> bool:
+            cells, _ = self._read(owner, now_ms)
+            found = self._connection.execute(
+                "DELETE FROM leases WHERE owner = ? AND lease = ? RETURNING holds", (owner, lease)
+            ).fetchone()
+            if found is None:
+                return False
+            self._write(owner, cells, settle(cells, _unpacked(found[0]), used, now_ms))
+            return True
+
+        return await self._alone(act)
+
+    async def renew(self, owner: str, lease: str, *, ttl_s: float) -> bool:
+        def act(now_ms: int) -> bool:
+            renewed = self._connection.execute(
+                "UPDATE leases SET expires_ms = ? WHERE owner = ? AND lease = ? AND expires_ms > ?",
+                (now_ms + round(ttl_s * 1000), owner, lease, now_ms),
+            )
+            return renewed.rowcount == 1
+
+        return await self._alone(act)
+
+    async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
+        def act(now_ms: int) -> tuple[Level, ...]:
+            cells, running = self._read(owner, now_ms)
+            return decide(cells, running, demands, now_ms).levels
+
+        return await self._alone(act)
+
+    async def ping(self) -> None:
+        await self._alone(lambda now_ms: None)
+
+    async def close(self) -> None:
+        self._connection.close()
+
+    def _read(self, owner: str, now_ms: int) -> tuple[dict[str, Cell], int]:
+        """The owner's cells and running leases, once those that are over are gone."""
+        execute = self._connection.execute
+        execute("DELETE FROM leases WHERE owner = ? AND expires_ms <= ?", (owner, now_ms))
+        found = execute("SELECT cells FROM cells WHERE owner = ?", (owner,)).fetchone()
+        [running] = execute("SELECT count(*) FROM leases WHERE owner = ?", (owner,)).fetchone()
+        return (orjson.loads(found[0]) if found else {}), running
+
+    def _write(self, owner: str, cells: Mapping[str, Cell], changed: Mapping[str, Cell]) -> None:
+        if changed:
+            self._connection.execute(
+                "INSERT INTO cells VALUES (?, ?) ON CONFLICT DO UPDATE SET cells = excluded.cells",
+                (owner, orjson.dumps({**cells, **changed})),
+            )
+
+    async def _alone(self, act: Callable[[int], T]) -> T:
+        """``act(now_ms)`` in a transaction of its own, while no other process is in one."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._transaction(act)
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                if not busy or time.monotonic() > deadline:
+                    raise StateUnavailable(f"counters in {self._file}: {error}") from None
+            except sqlite3.Error as error:
+                raise StateUnavailable(f"counters in {self._file}: {error}") from None
+            await asyncio.sleep(RETRY_S)
+
+    def _transaction(self, act: Callable[[int], T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = act(int(self._clock() * 1000))
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return result
+
+
+def _packed(holds: Sequence[Hold]) -> bytes:
+    return orjson.dumps(
+        [
+            (h.limit.name, h.limit.strategy, h.limit.amount, h.limit.window_ms, h.place, h.amount)
+            for h in holds
+        ]
+    )
+
+
+def _unpacked(holds: bytes) -> list[Hold]:
+    return [
+        Hold(
+            limit=Limit(name=name, strategy=Strategy(strategy), amount=amount, window_ms=window_ms),
+            place=place,
+            amount=held,
+        )
+        for name, strategy, amount, window_ms, place, held in orjson.loads(holds)
+    ]

@@ -1,0 +1,285 @@
+"""One suite over all counters: memory, SQLite, a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from state.counters import Counters, Demand, Limit, Strategy, open_counters
+from state.counters.memory import MemoryCounters
+from state.counters.redis import RedisCounters
+from state.counters.sqlite import SqliteCounters
+from state.errors import StateMisconfigured, StateUnavailable
+from tests.servers import RedisServer, redis_server
+
+__all__ = ["redis_server"]
+
+MINUTE = 60_000
+START = datetime(2026, 11, 24, 23, 59, tzinfo=UTC).timestamp()
+
+per_minute = Limit(name="requests", strategy=Strategy.FIXED_WINDOW, amount=10, window_ms=MINUTE)
+sliding = Limit(name="tokens", strategy=Strategy.SLIDING_WINDOW, amount=100, window_ms=MINUTE)
+bucket = Limit(name="bucket", strategy=Strategy.TOKEN_BUCKET, amount=60, window_ms=MINUTE)
+at_once = Limit(name="running", strategy=Strategy.CONCURRENT, amount=2)
+monthly = Limit(name="budget", strategy=Strategy.FIXED_WINDOW, amount=1_000_000)
+
+
+class Clock:
+    """Unix seconds that stand still until somebody moves them."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Make = Callable[[Clock], Counters]
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Make]:
+    """Opens counters over the same store, as many as are asked for."""
+    opened: list[Counters] = []
+    shared: dict[str, Counters] = {}
+    prefix = f"test:{uuid.uuid4().hex}:"
+
+    def opener(clock: Clock) -> Counters:
+        made: Counters
+        match request.param:
+            case "memory":
+                made = shared.setdefault("memory", MemoryCounters(clock))
+            case "sqlite":
+                made = SqliteCounters(tmp_path / "counters.db", clock)
+            case _:
+                server: RedisServer = request.getfixturevalue("redis_server")
+                made = RedisCounters(server.url, prefix=prefix, clock=clock)
+        opened.append(made)
+        return made
+
+    yield opener
+    for each in opened:
+        await each.close()
+
+
+async def take(
+    counters: Counters, lease: str, *demands: tuple[Limit, int], ttl_s: float = 60
+) -> bool:
+    wanted = [Demand(limit=limit, amount=amount) for limit, amount in demands]
+    return (await counters.reserve("acme", lease, wanted, ttl_s=ttl_s)).allowed
+
+
+async def left(counters: Counters, limit: Limit) -> int:
+    [level] = await counters.levels("acme", [Demand(limit=limit, amount=0)])
+    return level.remaining
+
+
+async def test_what_is_reserved_counts_until_it_is_settled(make: Make) -> None:
+    counters = make(Clock())
+    assert await take(counters, "a", (sliding, 80))
+    assert not await take(counters, "b", (sliding, 30))
+    assert await counters.settle("acme", "a", {"tokens": 50})
+    assert await left(counters, sliding) == 50
+    assert await take(counters, "b", (sliding, 50))
+    assert await left(counters, sliding) == 0
+
+
+async def test_all_demands_or_none(make: Make) -> None:
+    counters = make(Clock())
+    assert not await take(counters, "a", (per_minute, 1), (sliding, 101))
+    assert await left(counters, per_minute) == 10
+    told = await counters.reserve(
+        "acme",
+        "b",
+        [Demand(limit=per_minute, amount=1), Demand(limit=sliding, amount=40)],
+        ttl_s=60,
+    )
+    assert [(level.name, level.remaining) for level in told.levels] == [
+        ("requests", 9),
+        ("tokens", 60),
+    ]
+
+
+async def test_owners_share_nothing(make: Make) -> None:
+    counters = make(Clock())
+    wanted = [Demand(limit=per_minute, amount=10)]
+    assert (await counters.reserve("acme", "a", wanted, ttl_s=60)).allowed
+    assert (await counters.reserve("other", "a", wanted, ttl_s=60)).allowed
+    assert not (await counters.reserve("acme", "b", wanted, ttl_s=60)).allowed
+
+
+async def test_stores_opened_twice_are_one(make: Make) -> None:
+    clock = Clock()
+    one, other = make(clock), make(clock)
+    assert await take(one, "a", (sliding, 100))
+    assert not await take(other, "b", (sliding, 1))
+    assert await other.settle("acme", "a", {"tokens": 0})
+    assert await take(one, "b", (sliding, 100))
+
+
+async def test_a_lease_is_charged_and_settled_once(make: Make) -> None:
+    counters = make(Clock())
+    assert await take(counters, "a", (sliding, 60))
+    assert await take(counters, "a", (sliding, 60)), "a retry of a call whose answer was lost"
+    assert await left(counters, sliding) == 40
+    assert await counters.settle("acme", "a", {"tokens": 10})
+    assert not await counters.settle("acme", "a", {"tokens": 0})
+    assert await left(counters, sliding) == 90
+
+
+async def test_what_is_not_named_was_used_as_reserved(make: Make) -> None:
+    counters = make(Clock())
+    assert await take(counters, "a", (per_minute, 1), (sliding, 60))
+    assert await counters.settle("acme", "a", {"tokens": 5})
+    assert await left(counters, per_minute) == 9
+
+
+async def test_a_lease_that_expires_stays_used_and_no_longer_runs(make: Make) -> None:
+    clock = Clock()
+    counters = make(clock)
+    assert await take(counters, "a", (at_once, 1), (monthly, 400), ttl_s=5)
+    assert await take(counters, "b", (at_once, 1), ttl_s=30)
+    assert not await take(counters, "c", (at_once, 1))
+    clock.now += 4
+    assert await counters.renew("acme", "a", ttl_s=5)
+    clock.now += 4
+    assert not await take(counters, "c", (at_once, 1))
+    clock.now += 1
+    assert await take(counters, "c", (at_once, 1))
+    assert not await counters.renew("acme", "a", ttl_s=5)
+    assert not await counters.settle("acme", "a", {"budget": 0})
+    assert await left(counters, monthly) == 999_600
+
+
+async def test_a_fixed_window_begins_anew(make: Make) -> None:
+    clock = Clock()
+    counters = make(clock)
+    assert await take(counters, "a", (per_minute, 10))
+    wanted = [Demand(limit=per_minute, amount=1)]
+    refused = await counters.reserve("acme", "b", wanted, ttl_s=60)
+    assert not refused.allowed
+    assert refused.levels[0].retry_ms == MINUTE
+    clock.now += 59.999
+    assert not await take(counters, "b", (per_minute, 1))
+    clock.now += 0.001
+    assert await take(counters, "b", (per_minute, 10))
+    assert await counters.settle("acme", "a", {"requests": 0}), "of the window before: no refund"
+    assert await left(counters, per_minute) == 0
+
+
+async def test_a_sliding_window_slides(make: Make) -> None:
+    clock = Clock()
+    counters = make(clock)
+    assert await take(counters, "a", (sliding, 60))
+    clock.now += 30
+    assert await take(counters, "b", (sliding, 40))
+    refused = await counters.reserve("acme", "c", [Demand(limit=sliding, amount=50)], ttl_s=60)
+    assert refused.levels[0].retry_ms == 36_000, "the first slice leaves after eleven"
+    clock.now += 35.999
+    assert not await take(counters, "c", (sliding, 1))
+    clock.now += 0.001
+    assert await take(counters, "c", (sliding, 60))
+
+
+async def test_a_bucket_flows_back_evenly(make: Make) -> None:
+    clock = Clock()
+    counters = make(clock)
+    assert await take(counters, "a", (bucket, 60))
+    refused = await counters.reserve("acme", "b", [Demand(limit=bucket, amount=3)], ttl_s=60)
+    assert refused.levels[0].retry_ms == 3000
+    clock.now += 2.999
+    assert not await take(counters, "b", (bucket, 3))
+    clock.now += 0.001
+    assert await take(counters, "b", (bucket, 3))
+    assert await counters.settle("acme", "a", {"bucket": 20})
+    assert await left(counters, bucket) == 40
+
+
+async def test_a_month_is_a_calendar_month(make: Make) -> None:
+    clock = Clock(datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC).timestamp())
+    counters = make(clock)
+    assert await take(counters, "a", (monthly, 1_000_000))
+    [level] = await counters.levels("acme", [Demand(limit=monthly, amount=0)])
+    assert level.reset_ms == 1000
+    clock.now += 1
+    assert await left(counters, monthly) == 1_000_000
+
+
+async def test_more_than_there_ever_is_has_no_time_to_try_again(make: Make) -> None:
+    counters = make(Clock())
+    for limit in (per_minute, sliding, bucket, at_once, monthly):
+        wanted = [Demand(limit=limit, amount=limit.amount + 1)]
+        refused = await counters.reserve("acme", "a", wanted, ttl_s=60)
+        assert not refused.allowed
+        assert refused.levels[0].retry_ms is None
+
+
+async def test_a_limit_of_nothing_admits_nothing(make: Make) -> None:
+    counters = make(Clock())
+    for strategy in Strategy:
+        limit = Limit(name="none", strategy=strategy, amount=0, window_ms=MINUTE)
+        assert not await take(counters, "a", (limit, 1))
+
+
+async def test_another_amount_keeps_what_was_used(make: Make) -> None:
+    counters = make(Clock())
+    assert await take(counters, "a", (per_minute, 8))
+    more = Limit(name="requests", strategy=Strategy.FIXED_WINDOW, amount=20, window_ms=MINUTE)
+    assert await left(counters, more) == 12
+
+
+async def test_a_clock_that_goes_back_gives_nothing_back(make: Make) -> None:
+    clock = Clock()
+    counters = make(clock)
+    for limit in (per_minute, sliding, bucket):
+        assert await take(counters, limit.name, (limit, limit.amount))
+    clock.now -= 120
+    for limit in (per_minute, sliding, bucket):
+        assert not await take(counters, f"{limit.name} again", (limit, 1))
+    clock.now += 120
+    assert await left(counters, bucket) == 0
+
+
+async def test_a_crowd_gets_no_more_than_there_is(make: Make) -> None:
+    clock = Clock()
+    stores = [make(clock) for _ in range(4)]
+    won = await asyncio.gather(
+        *(take(stores[n % 4], f"lease-{n}", (sliding, 7)) for n in range(60))
+    )
+    assert sum(won) == 100 // 7
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://x:secret@host/1", "mysql:.*not supported"),
+        ("sqlite://relative.db", "no absolute file"),
+        ("redis://host:notaport/0", "URL of the counters"),
+    ],
+)
+def test_what_cannot_be_opened_says_why(url: str, why: str) -> None:
+    with pytest.raises(StateMisconfigured, match=why) as told:
+        open_counters(url)
+    assert "secret" not in str(told.value)
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no database, but long enough to look like one" * 40)
+    with pytest.raises(StateMisconfigured, match="not a database"):
+        open_counters(f"sqlite:///{tmp_path}/file")
+
+
+async def test_a_redis_that_is_down_is_unavailable_and_comes_back(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    server = RedisServer(tmp_path, redis_server.port + 0)
+    counters = RedisCounters("redis://127.0.0.1:1/0")
+    with pytest.raises(StateUnavailable, match=r"redis://127\.0\.0\.1:1/0"):
+        await counters.ping()
+    await counters.close()
+    assert server.process is None
