@@ -26,11 +26,10 @@ from collections.abc import AsyncIterator, Callable
 from math import inf
 from pathlib import Path
 
-import torch
-
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.adapters import AdapterInfo, AdapterStore, Lease, Resolve
 from deployments.engines.admission import Limits, admit
+from deployments.engines.computing import Computing
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.output import Output
 from deployments.engines.queue import WaitingQueue
@@ -57,8 +56,8 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A ``Generator`` over one local model.
 
-    Create it anywhere; ``generate`` must be called from one event loop. Loading happens in
-    the constructor and takes seconds.
+    Create it anywhere; ``generate`` must be called from one event loop. The constructor waits
+    for the model to be loaded, which takes seconds.
 
     Args:
         name: of the model, for events and messages.
@@ -90,7 +89,12 @@ class Engine:
         self._clock = clock
         self._config = config
         self._codec = TextCodec(folder)
-        self._runner = Runner(folder, config)
+        # The inbox, and everything the thread owns while it does not run a step.
+        self._lock = threading.Condition()
+        self._cancelled: list[Call] = []
+        self._closing = False
+        self._thread = Computing(config.threads, name=f"engine-{name}")
+        self._runner = self._thread.call(lambda: Runner(folder, config))
         self._eos = frozenset(_eos_ids(self._runner))
         self._limits = Limits(
             context=self._runner.context,
@@ -115,12 +119,7 @@ class Engine:
         self._mailboxes: dict[Call, Mailbox] = {}
         self._posts: list[tuple[Mailbox, Delta | PlatformError]] = []
         self._state: EngineState | None = None
-        # The inbox, and everything the thread owns while it does not run a step.
-        self._lock = threading.Condition()
-        self._cancelled: list[Call] = []
-        self._closing = False
-        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
-        self._thread.start()
+        self._thread.run(self._loop)
 
     @property
     def context(self) -> int:
@@ -134,7 +133,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.alive
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See ``models.contracts.Generator``."""
@@ -227,9 +226,6 @@ class Engine:
     # --- the thread ---------------------------------------------------------------------
 
     def _loop(self) -> None:
-        # OpenMP keeps the number of threads per thread, so it is set where the work is done.
-        if self._config.threads is not None:
-            torch.set_num_threads(self._config.threads)
         try:
             while not self._closing:
                 self._turn()

@@ -1,19 +1,18 @@
 """Different LoRA adapters in one forward pass: each row of the step gets its own, none is merged.
 
-A layer's adapters add ``x Aᵀ B`` to its output (Hu et al., 2021). Punica (Chen et al., 2023) and
-S-LoRA (Sheng et al., 2023) gather weights for each row; on a processor that is what costs, and
-so is every small call. Here those of the running adapters lie side by side in a stack, as if
-they were one adapter of a large rank. All rows that decode go through it in two plain products;
-in between, what belongs to other rows' adapters is set to zero. That computes more than it must,
-in calls that are few and of a size that processors are good at. Chunks of prompts are
-multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
+A layer's adapters add ``x Aᵀ B`` to its output (Hu et al., 2021). As in Punica (Chen et al.,
+2023) and S-LoRA (Sheng et al., 2023), the rows that decode are gathered by adapter and share
+two batched products a layer, whatever adapters they have. Theirs gather weights for each row;
+on a processor reading weights is what costs, so here those of the running adapters lie side by
+side in a stack, and each group's are read once. Chunks of prompts, and adapters with many rows,
+are multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +26,9 @@ from deployments.engines.lora_file import Target
 
 ROUND = 8
 """Ranks are filled up with zeros to a multiple of it; those that are then equal share a stack."""
+MANY = 8
+"""Rows that decode with one adapter, above which it is multiplied alone: up to there a group costs
+what reading its weights costs, and the largest group decides what all of them take."""
 STALE = 1 / 4
 """Share of a stack that may belong to adapters which have left the batch: they may come back."""
 
@@ -132,8 +134,8 @@ class _Stack:
         self.show(slots)
 
     def show(self, slots: int) -> None:
-        """What is multiplied: ``a [inputs, slots x rank]``, ``b [slots x rank, outputs]``."""
-        self.a, self.b = self._a[:slots].flatten(0, 1).T, self._b[:slots].flatten(0, 1)
+        """What the products run over: ``a [slots, inputs, rank]``, ``b [slots, rank, outputs]``."""
+        self.a, self.b = self._a[:slots].transpose(1, 2), self._b[:slots]
 
     def reserve(self, slots: int, used: int) -> None:
         """Room for ``slots``, of which the first ``used`` are kept."""
@@ -161,16 +163,36 @@ def _grown(stack: torch.Tensor, slots: int, used: int) -> torch.Tensor:
     return grown
 
 
+class _Sums:
+    """Where the products of one width go: one buffer for all layers, which run one at a time.
+
+    The row behind the last stays zero.
+    """
+
+    __slots__ = ("alone", "rows", "stacked")
+
+    def __init__(self, mix: _Mix, like: torch.Tensor) -> None:
+        self.rows = like.new_zeros(len(mix.pick) + 1, like.shape[-1])
+        self.stacked = [self.rows[part].view(shape) for _, part, shape in mix.stacked]
+        self.alone = [self.rows[part] for part, _ in mix.alone]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mix:
-    """Which rows that decode have adapters, and which columns of a stack are not theirs."""
+    """How rows that decode are picked by adapter, multiplied, and put back."""
 
     begin: int
-    """First row of the pass that has an adapter."""
-    rows: int
-    """How many follow, up to the last one that has."""
-    foreign: Sequence[tuple[int, torch.Tensor]]
-    """Rank, and ``[rows, slots x rank]``: True where another row's adapter lies."""
+    """First row of the pass that has an adapter; as many follow as ``back`` tells."""
+    pick: torch.Tensor
+    """Row of the pass for each row of the products; groups are filled up with any."""
+    back: torch.Tensor
+    """Row of the products for each row from ``begin``; without adapter, one behind the last."""
+    stacked: Sequence[tuple[int, slice, tuple[int, int, int]]]
+    """Rank, rows of the products, and their shape ``[slots, rows a slot, -1]``."""
+    alone: Sequence[tuple[slice, Adapter]]
+    """Rows of the products that share one adapter."""
+    sums: dict[int, _Sums] = field(default_factory=dict)
+    """By width."""
 
 
 class _Layer:
@@ -187,17 +209,36 @@ class _Layer:
 
     def __call__(self, _: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         """Add to ``out [1, tokens, outputs]`` in place."""
-        x, out = given[0][0], out[0]
-        if (mix := self.mix) is not None:
-            mixed, into = x.narrow(0, mix.begin, mix.rows), out.narrow(0, mix.begin, mix.rows)
-            for rank, foreign in mix.foreign:
-                if (stack := self.stacks.get(rank)) is not None:
-                    low = torch.mm(mixed, stack.a).masked_fill_(foreign, 0)  # not 0 x infinity
-                    into.addmm_(low, stack.b)
+        x = given[0]
+        if self.mix is not None:
+            added = self._mixed(self.mix, x, out)
+            every = len(added) == out.shape[1]
+            (out if every else out.narrow(1, self.mix.begin, len(added))).add_(added)
         for rows, adapter in self.runs:
             pair = adapter.weights.get(self.name)
             if pair is not None:
-                out[rows].addmm_(torch.mm(x[rows], pair[0].T), pair[1])
+                out[0, rows].addmm_(torch.mm(x[0, rows], pair[0].T), pair[1])
+
+    def _mixed(self, mix: _Mix, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """``[rows from mix.begin, outputs]``."""
+        width = out.shape[2]
+        sums = mix.sums.get(width)
+        if sums is None:
+            sums = mix.sums[width] = _Sums(mix, out)
+        picked = x[0].index_select(0, mix.pick)
+        for (rank, part, shape), into in zip(mix.stacked, sums.stacked, strict=True):
+            stack = self.stacks.get(rank)
+            if stack is None:
+                into.zero_()
+            else:
+                torch.bmm(torch.bmm(picked[part].view(shape), stack.a), stack.b, out=into)
+        for (part, adapter), into in zip(mix.alone, sums.alone, strict=True):
+            pair = adapter.weights.get(self.name)
+            if pair is None:
+                into.zero_()
+            else:
+                torch.mm(torch.mm(picked[part], pair[0].T), pair[1], out=into)
+        return sums.rows.index_select(0, mix.back)
 
 
 class LoraMixer:
@@ -235,31 +276,53 @@ class LoraMixer:
         if now == self._last:
             return
         self._last = ()  # should this fail half-way, nothing of it is taken for granted
-        owners = {row: adapter for row, adapter in enumerate(single) if adapter is not None}
-        mix = self._mix(owners) if owners else None
-        self._attach({*owners.values(), *(adapter for _, adapter in several)})
+        groups: dict[Adapter, list[int]] = {}
+        for row, adapter in enumerate(single):
+            if adapter is not None:
+                groups.setdefault(adapter, []).append(row)
+        mix = self._mix(groups) if groups else None
+        self._attach({*groups, *(adapter for _, adapter in several)})
         for name in self._hooks:
             self._layers[name].mix = mix
             self._layers[name].runs = several
         self._last = now
 
-    def _mix(self, owners: Mapping[int, Adapter]) -> _Mix:
-        """From adapters by row; brings their weights into the stacks."""
+    def _mix(self, groups: Mapping[Adapter, Sequence[int]]) -> _Mix:
+        """From rows by adapter; brings the weights of small groups into the stacks."""
+        pick: list[int] = []
+        place: dict[int, int] = {}
+        """Row of the pass → row of the products."""
+
+        def take(rows: Sequence[int], length: int) -> slice:
+            begin = len(pick)
+            place.update(zip(rows, range(begin, begin + len(rows)), strict=True))
+            pick.extend([*rows, *([0] * (length - len(rows)))])
+            return slice(begin, len(pick))
+
+        stacked: list[tuple[int, slice, tuple[int, int, int]]] = []
+        alone: list[tuple[slice, Adapter]] = []
         by_rank: dict[int, dict[int, Adapter]] = {}
-        for adapter in owners.values():
-            rank = -(-adapter.rank // ROUND) * ROUND
-            by_rank.setdefault(rank, {})[adapter.number] = adapter
-        begin = min(owners)
-        rows = max(owners) + 1 - begin
-        foreign: list[tuple[int, torch.Tensor]] = []
+        for adapter, rows in groups.items():
+            if len(rows) > MANY:
+                alone.append((take(rows, len(rows)), adapter))
+            else:
+                rank = -(-adapter.rank // ROUND) * ROUND
+                by_rank.setdefault(rank, {})[adapter.number] = adapter
         for rank, adapters in by_rank.items():
-            place = {number: slot for slot, number in enumerate(self._stack(rank, adapters))}
-            mask = torch.ones(rows, len(place), rank, dtype=torch.bool)
-            for row, adapter in owners.items():
-                if adapter.number in adapters:
-                    mask[row - begin, place[adapter.number]] = False
-            foreign.append((rank, mask.flatten(1).to(self._device)))
-        return _Mix(begin=begin, rows=rows, foreign=foreign)
+            owners = self._stack(rank, adapters)
+            most = max(len(groups[adapter]) for adapter in adapters.values())
+            begin = len(pick)
+            for owner in owners:
+                take(groups[adapters[owner]] if owner in adapters else (), most)
+            stacked.append((rank, slice(begin, len(pick)), (len(owners), most, -1)))
+        back = [place.get(row, len(pick)) for row in range(min(place), max(place) + 1)]
+        return _Mix(
+            begin=min(place),
+            pick=torch.tensor(pick, device=self._device),
+            back=torch.tensor(back, device=self._device),
+            stacked=stacked,
+            alone=alone,
+        )
 
     def _stack(self, rank: int, adapters: Mapping[int, Adapter]) -> Sequence[int]:
         """Bring the weights of these into the stacks of ``rank``; returns the slots' owners."""

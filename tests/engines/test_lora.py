@@ -12,7 +12,7 @@ from torch import nn
 
 from deployments.engines import lora
 from deployments.engines.adapters import Adapter
-from deployments.engines.lora import ROUND, STALE, LoraMixer, Slots
+from deployments.engines.lora import MANY, ROUND, STALE, LoraMixer, Slots
 
 SIZES = {"q": (6, 4), "deep.up": (6, 9), "deep.down": (9, 6)}
 
@@ -105,7 +105,7 @@ def check(
 
 choice = st.sampled_from([None, *ADAPTERS])
 steps = st.tuples(
-    st.lists(choice, max_size=24), st.lists(st.tuples(st.integers(2, 5), choice), max_size=3)
+    st.lists(choice, max_size=3 * MANY), st.lists(st.tuples(st.integers(2, 5), choice), max_size=3)
 )
 
 
