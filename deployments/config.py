@@ -243,6 +243,13 @@ PLANS = {
 """Of the specification (C2)."""
 
 
+class PriceConfig(Section):
+    """Of a million tokens."""
+
+    input_per_million: float = Field(default=0, ge=0)
+    output_per_million: float = Field(default=0, ge=0)
+
+
 class OidcConfig(Section):
     """An OpenID Connect issuer whose bearer tokens are taken beside API keys."""
 
@@ -281,6 +288,11 @@ class GatewayConfig(Section):
     auth: AuthConfig = AuthConfig()
     plans: dict[str, PlanConfig] = Field(default_factory=lambda: dict(PLANS), min_length=1)
     """By name, in place of free, pro and enterprise."""
+    quota_strategy: Literal["fixed_window", "sliding_window", "token_bucket"] = "sliding_window"
+    """How limits per minute, hour and day count: docs/tenants.md compares the three."""
+    prices: dict[ModelName, PriceConfig] = Field(default_factory=dict)
+    """By model; one that is not named costs nothing."""
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
 
 
 class PlatformConfig(Section):

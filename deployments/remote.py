@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -164,20 +164,34 @@ def bind_host() -> str | None:
     return host if isinstance(host, str) else None
 
 
-async def readiness(handles: Mapping[str, DeploymentHandle]) -> Mapping[str, bool | str]:
-    """Ask one replica of each model; True, or why it is not ready."""
+async def readiness(
+    handles: Mapping[str, DeploymentHandle],
+    state: Mapping[str, Callable[[], Awaitable[None]]],
+) -> Mapping[str, bool | str]:
+    """Ask one replica of each model, and each part of the state; True, or why it is not ready."""
 
-    async def state(handle: DeploymentHandle) -> bool | str:
+    async def told(ping: Callable[[], Awaitable[None]], late: str, failed: str) -> bool | str:
         try:
-            await asyncio.wait_for(_ping(handle), READY_TIMEOUT_S)
+            await asyncio.wait_for(ping(), READY_TIMEOUT_S)
         except TimeoutError:
-            return f"no replica answered within {READY_TIMEOUT_S:.0f} s; it may still be loading"
+            return f"{late} within {READY_TIMEOUT_S:.0f} s"
         except Exception as error:
-            return f"its replica failed: {type(error).__name__}"
+            return f"{failed}: {type(error).__name__}"
         return True
 
-    answers = await asyncio.gather(*(state(handle) for handle in handles.values()))
-    return dict(zip(handles, answers, strict=True))
+    asked = {
+        **{
+            name: told(
+                partial(_ping, handle),
+                "it may still be loading: no replica answered",
+                "its replica failed",
+            )
+            for name, handle in handles.items()
+        },
+        **{name: told(ping, "it did not answer", "out of reach") for name, ping in state.items()},
+    }
+    answers = await asyncio.gather(*asked.values())
+    return dict(zip(asked, answers, strict=True))
 
 
 async def _ping(handle: DeploymentHandle) -> None:

@@ -56,11 +56,14 @@ from deployments.remote import (
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
 from deployments.tenants.keys import Peppers
+from deployments.tenants.meter import Meter
 from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
 from models.sources.registry import SCHEME
+from state.counters import Strategy, open_counters
 from state.database import LazyDatabase
+from state.places import Places
 
 if TYPE_CHECKING:
     from deployments.engines.embeddings import Embedding
@@ -345,17 +348,20 @@ class GatewayReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
-        auth, peppers = self._config.gateway.auth, Peppers.of()
-        directory = Directory(LazyDatabase(), peppers)
+        config, peppers, database = self._config.gateway, Peppers.of(), LazyDatabase()
+        directory = Directory(database, peppers)
+        emit, counters = _observers(), open_counters(Places.of().counters)
+        entrance = authenticator(config.auth, directory, peppers)
+        state = {} if entrance is None else {"database": database.ping, "counters": counters.ping}
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()
         }
         return create_app(
             Services(
                 models=models,
-                config=self._config.gateway,
-                emit=_observers(),
-                ready=lambda: readiness(self._handles),
+                config=config,
+                emit=emit,
+                ready=lambda: readiness(self._handles, state),
                 metrics=ClusterMetrics(ray_metrics.node_endpoints).exposition,
                 adapters=RegistryAdapters(
                     Catalogue(),
@@ -364,7 +370,14 @@ class GatewayReplica:
                     refresh_s=self._config.registry.refresh_s,
                 ),
                 directory=directory,
-                authenticator=authenticator(auth, directory, peppers),
+                authenticator=entrance,
+                meter=Meter(
+                    counters=counters,
+                    plans=config.plans,
+                    strategy=Strategy(config.quota_strategy),
+                    prices=config.prices,
+                    emit=emit,
+                ),
                 bind_host=bind_host(),
             )
         )

@@ -5,6 +5,7 @@ what                   where                               elsewhere
 =====================  ==================================  ==============================
 home                   ``~/.local/share/frontier-run``     ``FRONTIER_HOME``
 database               ``HOME/frontier.db`` (SQLite)       ``FRONTIER_DATABASE``, a URL
+counters               ``HOME/counters.db`` (SQLite)       ``FRONTIER_COUNTERS``, a URL
 artifacts              ``HOME/artifacts``                  ``FRONTIER_ARTIFACTS``, a folder
                                                            or any fsspec URL
 runs                   ``HOME/runs``                       ``FRONTIER_RUNS``, a folder
@@ -28,6 +29,8 @@ class Places:
     home: Path
     database: str = field(repr=False)
     """A SQLAlchemy URL; it may carry a password."""
+    counters: str = field(repr=False)
+    """As ``state.counters.open_counters`` takes it; it may carry a password."""
     artifacts: str
     """An absolute folder, or an fsspec URL (``s3://bucket/prefix``)."""
     runs: Path
@@ -40,6 +43,7 @@ class Places:
         return cls(
             home=home,
             database=environ.get("FRONTIER_DATABASE") or sqlite_url(home / "frontier.db"),
+            counters=environ.get("FRONTIER_COUNTERS") or f"sqlite:///{home / 'counters.db'}",
             artifacts=artifacts if "://" in artifacts else str(_folder(artifacts)),
             runs=_folder(environ.get("FRONTIER_RUNS") or home / "runs"),
         )

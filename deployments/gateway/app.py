@@ -23,6 +23,7 @@ from deployments.gateway.policies.deadline import Deadline
 from deployments.gateway.policies.disconnect import Disconnect
 from deployments.gateway.policies.failures import Failures
 from deployments.gateway.policies.loopback import Loopback
+from deployments.gateway.policies.quota_headers import QuotaHeaders
 from deployments.gateway.policies.request_id import RequestId
 from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.routes import (
@@ -84,6 +85,7 @@ def policies(services: Services) -> Sequence[Policy]:
         SecurityHeaders,
         *cors(config.cors.allow_origins),
         partial(Access, emit=services.emit, clock=services.clock),
+        QuotaHeaders,
         partial(Failures, now=services.now),
         partial(Authentication, authenticator=services.authenticator),
         *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),

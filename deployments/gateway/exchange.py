@@ -6,7 +6,7 @@ policy tells the subscribers when all is over. On a WebSocket every request has 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -16,6 +16,7 @@ from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
 from models.contracts import Delta, Priority, Timings, Usage
 from models.errors import PlatformError, Unauthorized
+from state.counters import Level
 
 UNMATCHED = "(unmatched)"
 CLIENT_GONE = 499
@@ -35,6 +36,10 @@ class Exchange:
     principal: Principal | None = None
     """``None`` on public routes."""
     tenant: str = "public"
+    levels: Sequence[Level] = ()
+    """Where the tenant's limits stand."""
+    cost: int = 0
+    """Millionths of the currency."""
     deadline: float | None = None
     status: int | None = None
     """``None`` until the answer has begun."""
@@ -104,6 +109,9 @@ class Exchange:
             model=self.model,
             priority=self.priority,
             tenant=self.tenant,
+            subject=self.subject,
+            adapter=self.adapter,
+            cost=self.cost,
             ttft_s=None if self.first_output is None else self.first_output - self.arrived,
             choices=self.choices,
             usage=self.usage,

@@ -16,8 +16,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Self, cast
 
+from deployments.gateway.admission import admit, was_refused
 from deployments.gateway.exchange import Exchange
+from deployments.gateway.metering import bound, used
 from deployments.gateway.services import Services
+from deployments.tenants.meter import Admission
 from models.contracts import (
     Delta,
     FinishReason,
@@ -28,6 +31,9 @@ from models.contracts import (
     TokenLogprob,
 )
 from models.errors import UpstreamError
+
+MOST_TOKENS = 8192
+"""That an answer may have where neither the request nor the model's entry says."""
 
 
 @dataclass(slots=True)
@@ -65,10 +71,17 @@ class Generation:
         priority: Priority,
     ) -> None:
         self._generator = services.generator(model)
+        self._services = services
         served, adapter = services.find(model)
         exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
         self.choices = exchange.choices = n * len(prompts)
+        most = sampling.max_tokens
+        if most is None:
+            most = served.context or MOST_TOKENS
+            if served.context is None and services.meter is not None:
+                sampling = replace(sampling, max_tokens=most)  # what was reserved must hold
+        self._work = bound(prompts, n=n, max_tokens=most, context=served.context)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(
@@ -85,6 +98,9 @@ class Generation:
             )
             for number, prompt in enumerate(prompts)
         ]
+        self._stream = stream
+        self._admission: Admission | None = None
+        self._seen = 0
         self._pumps: list[asyncio.Task[None]] = []
         self._running = len(prompts)
         self._unfinished = self.choices
@@ -93,6 +109,8 @@ class Generation:
         self._news: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
+        """Raises QuotaExceeded, StateUnavailable: nothing has begun."""
+        self._admission = await admit(self._services, self._exchange, self._work)
         self._pumps = [
             asyncio.create_task(self._pump(request, number * request.n))
             for number, request in enumerate(self._requests)
@@ -103,8 +121,26 @@ class Generation:
         running = [pump for pump in self._pumps if not pump.done()]
         for pump in running:
             pump.cancel()
-        if running:
-            await asyncio.wait(running)
+        try:
+            if running:
+                await asyncio.wait(running)
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Pay for what was used, whatever has ended the request."""
+        meter, admission = self._services.meter, self._admission
+        if meter is None or admission is None:
+            return
+        complete = not self._unfinished
+        spent = used(
+            admission.reserved,
+            usage=self._exchange.usage if complete else None,
+            seen=self._seen,
+            streamed=self._stream,
+            refused=was_refused(self._error),
+        )
+        self._exchange.cost = meter.settle(admission, spent)
 
     async def ready(self) -> list[Delta] | None:
         """All deltas that are there, waiting for the first; ``None`` when all is said.
@@ -139,6 +175,7 @@ class Generation:
             source = cast("AsyncGenerator[Delta]", self._generator.generate(request))
             async with aclosing(source) as deltas:
                 async for delta in deltas:
+                    self._seen += len(delta.token_ids)
                     if delta.finish_reason is not None:
                         self._unfinished -= 1
                         self._exchange.account(delta)

@@ -15,6 +15,7 @@ from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
 from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
+from deployments.tenants.meter import Meter
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
 
@@ -174,6 +175,8 @@ class Services:
     """Tenants and keys; ``None``: a gateway without a database."""
     authenticator: Authenticator | None = None
     """``None``: the platform is open, to this machine only."""
+    meter: Meter | None = None
+    """``None``: nothing is counted, and nobody has limits."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic

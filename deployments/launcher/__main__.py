@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deployments.config import AuthConfig
 from deployments.launcher import preflight, processes, read_ahead, status
+from deployments.tenants.entrance import VARIABLE, needs_keys
 from models.errors import ConfigError, PlatformError
 
 BIN = Path(sys.executable).parent
@@ -190,12 +192,17 @@ def greeting(config: preflight.ServeFile, env: Mapping[str, str]) -> str:
     ]
     if env.get("RAY_AUTH_MODE") == "token":
         lines.insert(2, f"           asks for a token: {os.path.relpath(BIN)}/ray get-auth-token")
+    auth = config.platform.gateway.auth if config.platform else AuthConfig()
+    secured = needs_keys(auth, env)
+    if not secured:
+        lines += ["", "Open: whoever is on this machine may do everything. --secure asks for keys."]
     if config.chat_model:
+        header = " -H 'authorization: Bearer KEY'" if secured else ""
         question = '[{"role":"user","content":"What is the capital of France?"}]'
         address = config.url.removeprefix("http://")
         lines += [
             "",
-            f"curl {address}/v1/chat/completions -H 'content-type: application/json' \\",
+            f"curl {address}/v1/chat/completions -H 'content-type: application/json'{header} \\",
             f'  -d \'{{"model":"{config.chat_model}","messages":{question},"stream":true}}\'',
         ]
     return (
@@ -233,17 +240,31 @@ def run(path: Path, env: dict[str, str]) -> None:
     say("stopped")
 
 
+def _bootstrap(env: Mapping[str, str]) -> None:
+    """Raises Failed: there is no administrator's key, and none could be made."""
+    done = subprocess.run([sys.executable, "-m", "deployments.admin", "bootstrap"], env=env)
+    if done.returncode:
+        raise Failed("no administrator's key could be made; see above")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/serve", description=__doc__)
     parser.add_argument("config", nargs="?", type=Path, default=Path("serve_config.yaml"))
+    parser.add_argument(
+        "--secure", action="store_true", help="ask for API keys, and make an administrator's"
+    )
     arguments = parser.parse_args(words)
     defaults = {
         "FRONTIER_DASHBOARD_PORT": "8265",
         "FRONTIER_METRICS_PORT": "9464",
         "FRONTIER_LOGS": ".cache/logs",
     }
+    env = with_bin(defaults | os.environ)
     try:
-        run(arguments.config, with_bin(defaults | os.environ))
+        if arguments.secure:
+            env[VARIABLE] = "keys"
+            _bootstrap(env)
+        run(arguments.config, env)
     except (ConfigError, Failed) as error:
         for line in error.message.splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -30,6 +30,12 @@ class RequestFinished:
     """Only names that are configured."""
     priority: Priority | None = None
     tenant: str = "public"
+    subject: str = "anyone"
+    """Key or person; never a label of a metric."""
+    adapter: str | None = None
+    """As the client called it; never a label of a metric."""
+    cost: int = 0
+    """Millionths of the currency."""
     ttft_s: float | None = None
     """Arrival at the gateway to the first output byte."""
     choices: int = 1
@@ -121,6 +127,22 @@ class AdaptersResident:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaDenied:
+    """A request was refused because a limit of its tenant is reached."""
+
+    tenant: str
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetReached:
+    """A tenant's monthly budget is used up to ``share``, as one gateway sees it first."""
+
+    tenant: str
+    share: float
+
+
 Event: TypeAlias = (
     RequestFinished
     | RequestStarted
@@ -132,6 +154,8 @@ Event: TypeAlias = (
     | AdapterFailed
     | AdapterEvicted
     | AdaptersResident
+    | QuotaDenied
+    | BudgetReached
 )
 Emit: TypeAlias = Callable[[Event], None]
 

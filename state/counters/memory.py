@@ -78,7 +78,7 @@ class MemoryCounters:
         self._owners.clear()
 
     def _now(self, owner: str) -> tuple[int, _Owner]:
-        now_ms = int(self._clock() * 1000)
+        now_ms = round(self._clock() * 1000)
         book = self._owners.setdefault(owner, _Owner())
         book.expire(now_ms)
         return now_ms, book

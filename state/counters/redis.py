@@ -77,7 +77,7 @@ class RedisCounters:
         self, operation: str, owner: str, lease: str, ttl_s: float, words: Sequence[str | int]
     ) -> Any:
         keys = [f"{self._prefix}{{{owner}}}:{kind}" for kind in ("cells", "leases", "holds")]
-        now = "" if self._clock is None else int(self._clock() * 1000)
+        now = "" if self._clock is None else round(self._clock() * 1000)
         arguments = [operation, now, lease, round(ttl_s * 1000), *words]
         return await self._told(lambda: self._script(keys=keys, args=arguments))
 

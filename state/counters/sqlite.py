@@ -151,7 +151,7 @@ class SqliteCounters:
     def _transaction(self, act: Callable[[int], T]) -> T:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            result = act(int(self._clock() * 1000))
+            result = act(round(self._clock() * 1000))
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

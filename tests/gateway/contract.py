@@ -17,7 +17,10 @@ class Contract:
         self.document = document
         self._paths = [
             (re.compile(re.sub(r"{\w+}", ".+", path)), operations)
-            for path, operations in document["paths"].items()
+            # The deepest first: a name may have slashes, and then shorter templates fit as well.
+            for path, operations in sorted(
+                document["paths"].items(), key=lambda item: -item[0].count("/")
+            )
         ]
 
     def operation(self, method: str, path: str) -> Schema | None:

@@ -15,6 +15,9 @@ from deployments.gateway.services import (
     Services,
 )
 from deployments.observability.events import Event, RequestFinished
+from deployments.tenants.directory import Directory
+from deployments.tenants.identity import Authenticator
+from deployments.tenants.meter import Meter
 from models.contracts import (
     Delta,
     FinishReason,
@@ -64,7 +67,12 @@ class FakeGenerator:
                     ended = True
                     raise self.error
                 for index in range(request.n):
-                    yield Delta(index=index, text=piece, logprobs=_logprobs(request, piece))
+                    yield Delta(
+                        index=index,
+                        text=piece,
+                        token_ids=(said,),
+                        logprobs=_logprobs(request, piece),
+                    )
             for index in range(request.n):
                 last = index == request.n - 1
                 yield Delta(
@@ -209,6 +217,9 @@ class World:
     predictor: FakePredictor = field(default_factory=FakePredictor)
     adapters: FakeAdapters = field(default_factory=FakeAdapters)
     bind_host: str | None = "127.0.0.1"
+    directory: Directory | None = None
+    authenticator: Authenticator | None = None
+    meter: Meter | None = None
     recorder: Recorder = field(default_factory=Recorder)
     config: GatewayConfig = field(default_factory=GatewayConfig)
     sampling: Sampling = field(default_factory=Sampling)
@@ -251,6 +262,9 @@ class World:
             metrics=self._metrics,
             adapters=self.adapters,
             bind_host=self.bind_host,
+            directory=self.directory,
+            authenticator=self.authenticator,
+            meter=self.meter,
             now=lambda: NOW,
         )
 

@@ -159,7 +159,7 @@ async def test_a_lease_that_expires_stays_used_and_no_longer_runs(make: Make) ->
 async def test_a_fixed_window_begins_anew(make: Make) -> None:
     clock = Clock()
     counters = make(clock)
-    assert await take(counters, "a", (per_minute, 10))
+    assert await take(counters, "a", (per_minute, 10), ttl_s=120)
     wanted = [Demand(limit=per_minute, amount=1)]
     refused = await counters.reserve("acme", "b", wanted, ttl_s=60)
     assert not refused.allowed

@@ -1,8 +1,8 @@
-"""The control plane answers this machine only, as long as there are no keys.
+"""A platform without keys answers this machine only, and its control plane nobody else at all.
 
 HAProxy stands between a client and a gateway, so that every request comes from this machine
-as far as TCP can tell. What decides is therefore where HTTP is listened for at all, and that
-nobody has forwarded the request from elsewhere. In doubt it is refused.
+as far as TCP can tell. What decides is therefore where HTTP is listened for at all. Of the
+control plane, that nobody has forwarded the request from elsewhere, too. In doubt it is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import ipaddress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
+from deployments.gateway.policies.authentication import POLICY_VIOLATION, is_public
 from models.errors import Forbidden
 
 PREFIX = "/admin/"
@@ -28,18 +30,31 @@ class Loopback:
         if scope["type"] == "http":
             path = scope["path"]
             below = path.removeprefix(scope.get("root_path", ""))  # the router looks at this
+            if not is_public(scope):
+                self._check_address()
             if path.startswith(PREFIX) or below.startswith(PREFIX):
                 self._check(scope)
+        elif scope["type"] == "websocket" and not self._on_loopback:
+            await WebSocketClose(POLICY_VIOLATION)(scope, receive, send)
+            return
         await self.app(scope, receive, send)
+
+    @property
+    def _on_loopback(self) -> bool:
+        return self.bind_host is not None and is_loopback(self.bind_host)
+
+    def _check_address(self) -> None:
+        """Raises :class:`Forbidden` where others than this machine could ask."""
+        if not self._on_loopback:
+            where = self.bind_host or "an unknown address"
+            raise Forbidden(
+                f"This platform is open: it has no keys, so it answers on loopback only, and HTTP"
+                f" is served on {where}. Set gateway.auth.mode to keys, or http_options.host to"
+                " 127.0.0.1."
+            )
 
     def _check(self, scope: Scope) -> None:
         """Raises :class:`Forbidden` unless the request can only be from this machine."""
-        if self.bind_host is None or not is_loopback(self.bind_host):
-            where = self.bind_host or "an unknown address"
-            raise Forbidden(
-                f"{PREFIX} answers on loopback only, and HTTP is served on {where}. Set"
-                " http_options.host to 127.0.0.1, or use python -m models on the machine."
-            )
         if (client := scope.get("client")) is None or not is_loopback(client[0]):
             raise Forbidden(f"{PREFIX} answers on loopback only, and this request is from outside.")
         headers = dict(scope["headers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 
@@ -27,6 +28,7 @@ from deployments.gateway.schemas.tenants import (
 )
 from deployments.gateway.services import Services
 from deployments.tenants.directory import Directory, Entry, Key, Tenant
+from deployments.tenants.plans import LimitName
 from deployments.tenants.principal import Scope, granted
 from models.errors import Conflict, InvalidInput, NotFound, StateUnreachable
 
@@ -142,7 +144,7 @@ async def create_tenant(services: Services, call: Call[TenantRequest]) -> ASGIAp
     wanted = call.input
     _check_plan(services, wanted.plan)
     made = await _directory(services).create(
-        wanted.name, plan=wanted.plan, overrides=wanted.overrides, by=call.exchange.subject
+        wanted.name, plan=wanted.plan, overrides=_plain(wanted.overrides), by=call.exchange.subject
     )
     return enveloped(services, call.exchange, _tenant(made))
 
@@ -159,7 +161,7 @@ async def change_tenant(services: Services, call: Call[TenantChange]) -> ASGIApp
     changed = await _directory(services).change(
         call.path["tenant"],
         plan=wanted.plan,
-        overrides=wanted.overrides,
+        overrides=None if wanted.overrides is None else _plain(wanted.overrides),
         suspended=wanted.suspended,
         by=call.exchange.subject,
     )
@@ -254,6 +256,10 @@ def _check_plan(services: Services, name: str) -> None:
     if name not in services.config.plans:
         known = ", ".join(services.config.plans)
         raise InvalidInput(f"There is no plan {name!r:.80}; there are {known}.", param="plan")
+
+
+def _plain(overrides: Mapping[LimitName, float | None]) -> dict[str, float | None]:
+    return {str(name): amount for name, amount in overrides.items()}
 
 
 def _tenant(tenant: Tenant) -> dict[str, object]:

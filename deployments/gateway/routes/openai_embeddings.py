@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
+from deployments.gateway.admission import metered
+from deployments.gateway.metering import bound
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
 from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.embeddings import EmbeddingAnswer, EmbeddingRequest
@@ -39,10 +41,11 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     exchange.model = request.model
     exchange.priority = request.priority or Priority.STANDARD
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
-    result = await embedder.embed(
-        request.texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
-    )
-    exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
+    async with metered(services, exchange, bound(request.texts, n=1, max_tokens=0, context=None)):
+        result = await embedder.embed(
+            request.texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
+        )
+        exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
     width = len(result.vectors[0])
     if request.dimensions not in (None, width):
         raise InvalidInput(

@@ -7,11 +7,13 @@ from functools import partial
 import orjson
 from starlette.types import ASGIApp
 
+from deployments.gateway.admission import metered
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
 from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.envelope import Success
 from deployments.gateway.schemas.predict import PredictData, PredictRequest
 from deployments.gateway.services import ServedModel, Services
+from deployments.tenants.meter import Work
 from models.contracts import Json
 from models.errors import InvalidInput, PayloadTooLarge
 
@@ -39,9 +41,10 @@ async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
     inputs = request.rows
     _check_size(services.model(name), inputs)
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
-    result = await predictor.predict(
-        inputs, priority=request.priority, tenant=exchange.tenant, timeout_s=left_s
-    )
+    async with metered(services, exchange, Work()):
+        result = await predictor.predict(
+            inputs, priority=request.priority, tenant=exchange.tenant, timeout_s=left_s
+        )
     data = {"predictions": result.predictions, "model": name, "version": result.version}
     return enveloped(services, exchange, data)
 

@@ -1,0 +1,1 @@
+"""Tenants and keys from the command line, straight in the platform's database."""

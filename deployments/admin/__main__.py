@@ -1,0 +1,206 @@
+"""``python -m deployments.admin``: tenants, API keys and the audit log.
+
+    python -m deployments.admin create acme --plan pro
+    python -m deployments.admin issue acme --role developer --label "the web shop"
+    python -m deployments.admin rotate 3f2a9c41d07b --overlap 24h
+    python -m deployments.admin revoke 3f2a9c41d07b
+    python -m deployments.admin audit
+
+It works on the database itself, so it needs no key, and no platform that runs. Gateways see
+every change within a second. A key is printed once, alone on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from deployments.tenants.directory import Directory, Key
+from deployments.tenants.keys import Minted, Peppers
+from deployments.tenants.principal import Role, Scope, granted
+from models.commands.terminal import myself, say, show_table, when
+from models.errors import PlatformError
+from state.database import Database
+from state.errors import StateError
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+FIRST_TENANT = "admin"
+
+
+def duration(text: str) -> timedelta:
+    """``90d``, ``24h``, ``30m``, ``10s``."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; expected 90d, 24h, 30m or 10s")
+    return timedelta(seconds=int(found[1]) * UNITS[found[2]])
+
+
+async def _create(directory: Directory, given: argparse.Namespace) -> None:
+    made = await directory.create(given.tenant, plan=given.plan, by=myself())
+    say(f"tenant {made.name}, plan {made.plan}")
+
+
+async def _change(directory: Directory, given: argparse.Namespace) -> None:
+    suspended = True if given.suspend else False if given.resume else None
+    made = await directory.change(given.tenant, plan=given.plan, suspended=suspended, by=myself())
+    say(f"tenant {made.name}, plan {made.plan}{', suspended' if made.suspended else ''}")
+
+
+async def _tenants(directory: Directory, _: argparse.Namespace) -> None:
+    show_table(
+        ("tenant", "plan", "created", "suspended"),
+        [
+            (each.name, each.plan, when(each.created), _when(each.suspended))
+            for each in await directory.tenants()
+        ],
+    )
+
+
+async def _issue(directory: Directory, given: argparse.Namespace) -> None:
+    scopes = frozenset(given.scope) if given.scope else None
+    _show_key(
+        await directory.issue(
+            given.tenant,
+            role=given.role,
+            scopes=scopes,
+            label=given.label,
+            lifetime=given.lifetime,
+            by=myself(),
+        )
+    )
+
+
+async def _rotate(directory: Directory, given: argparse.Namespace) -> None:
+    _show_key(await directory.rotate(given.key, overlap=given.overlap, by=myself()))
+    say(f"{given.key} works until then, for {given.overlap}")
+
+
+async def _revoke(directory: Directory, given: argparse.Namespace) -> None:
+    key = await directory.revoke(given.key, by=myself())
+    say(f"{key.id} of {key.tenant} is revoked")
+
+
+async def _keys(directory: Directory, given: argparse.Namespace) -> None:
+    show_table(
+        ("key", "role", "scopes", "created", "expires", "revoked", "label"),
+        [
+            (
+                key.id,
+                key.role,
+                " ".join(sorted(granted(key.role, key.scopes))),
+                when(key.created),
+                _when(key.expires),
+                _when(key.revoked),
+                key.label,
+            )
+            for key in await directory.keys(given.tenant)
+        ],
+    )
+
+
+async def _audit(directory: Directory, given: argparse.Namespace) -> None:
+    show_table(
+        ("when", "who", "what", "subject", "details"),
+        [
+            (when(each.at), each.who, each.what, each.subject, _facts(each.details))
+            for each in await directory.audit(limit=given.limit)
+        ],
+    )
+
+
+async def _bootstrap(directory: Directory, _: argparse.Namespace) -> None:
+    """An administrator's key, if there is no living one yet."""
+    if all(tenant.name != FIRST_TENANT for tenant in await directory.tenants()):
+        await directory.create(FIRST_TENANT, plan="enterprise", by=myself())
+    keys = await directory.keys(FIRST_TENANT)
+    if any(key.role is Role.ADMIN and key.live(datetime.now(UTC)) for key in keys):
+        say(f"tenant {FIRST_TENANT} has an administrator's key; `issue` makes another one")
+        return
+    _show_key(await directory.issue(FIRST_TENANT, role=Role.ADMIN, label="first", by=myself()))
+
+
+def _when(moment: datetime | None) -> str:
+    return "" if moment is None else when(moment)
+
+
+def _facts(details: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in details.items())
+
+
+def _show_key(made: tuple[Key, Minted]) -> None:
+    key, minted = made
+    until = f", until {when(key.expires)}" if key.expires else ""
+    say(f"key {key.id} of {key.tenant}, {key.role}{until}; it is shown this once:")
+    print(minted.text, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m deployments.admin",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--database", metavar="URL", help="default: $FRONTIER_DATABASE")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, told: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=told, description=told)
+        one.set_defaults(run=run)
+        return one
+
+    one = command("create", _create, "make a tenant")
+    one.add_argument("tenant")
+    one.add_argument("--plan", default="free", help="default: free")
+    one = command("change", _change, "give a tenant another plan, suspend or resume it")
+    one.add_argument("tenant")
+    one.add_argument("--plan")
+    state = one.add_mutually_exclusive_group()
+    state.add_argument("--suspend", action="store_true", help="refuse all its requests")
+    state.add_argument("--resume", action="store_true")
+    command("tenants", _tenants, "list the tenants")
+    one = command("issue", _issue, "make a key and print it, once")
+    one.add_argument("tenant")
+    one.add_argument("--role", type=Role, choices=list(Role), default=Role.DEVELOPER)
+    one.add_argument(
+        "--scope", type=Scope, choices=list(Scope), action="append", help="fewer rights"
+    )
+    one.add_argument("--label", default="", help="for people: what it is for")
+    one.add_argument("--lifetime", type=duration, metavar="90d", help="default: for ever")
+    one = command("rotate", _rotate, "make a successor of a key; the old one works on for a while")
+    one.add_argument("key")
+    one.add_argument("--overlap", type=duration, default=timedelta(days=1), metavar="24h")
+    one = command("revoke", _revoke, "end a key at once")
+    one.add_argument("key")
+    one = command("keys", _keys, "list a tenant's keys")
+    one.add_argument("tenant")
+    one = command("audit", _audit, "list who changed what, the newest first")
+    one.add_argument("--limit", type=int, default=50)
+    command("bootstrap", _bootstrap, "make an administrator's key, unless there is one")
+    return top
+
+
+async def run(given: argparse.Namespace) -> None:
+    async with await Database.open(given.database) as database:
+        await given.run(Directory(database, Peppers.of(os.environ)), given)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(words)
+    try:
+        asyncio.run(run(given))
+    except PlatformError as error:
+        say(f"error: {error.message}")
+        return 1
+    except StateError as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What a generating request may need at most, and what it turns out to have used. Pure.
+
+The gateway has no tokenizer. A byte-level vocabulary makes at most one token of a byte, so the
+bytes of a prompt bound its tokens, and a chat template adds some of its own. What is reserved
+too much is given back as soon as the engine has told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from deployments.tenants.meter import Work
+from models.contracts import ChatMessage, Prompt, Usage
+
+TEMPLATE_TOKENS = 64
+"""That a template may add by itself: a beginning, a system message of its own."""
+MESSAGE_TOKENS = 16
+"""That it may add to a message: role and separators."""
+
+
+def bound(prompts: Sequence[Prompt], *, n: int, max_tokens: int, context: int | None) -> Work:
+    """What ``prompts`` with ``n`` answers each can need.
+
+    Args:
+        context: tokens of prompt and answer together, where that is known.
+    """
+    most = math.inf if context is None else context
+    return Work(
+        prompt_tokens=sum(int(min(most, prompt_bound(prompt))) for prompt in prompts),
+        completion_tokens=len(prompts) * n * int(min(most, max_tokens)),
+    )
+
+
+def prompt_bound(prompt: Prompt) -> int:
+    if isinstance(prompt, str):
+        return len(prompt.encode("utf-8", "replace")) + 2
+    if prompt and isinstance(prompt[0], ChatMessage):
+        return TEMPLATE_TOKENS + sum(
+            MESSAGE_TOKENS + len((each.role + each.content).encode("utf-8", "replace"))
+            for each in prompt
+            if isinstance(each, ChatMessage)
+        )
+    return len(prompt)
+
+
+def used(reserved: Work, *, usage: Usage | None, seen: int, streamed: bool, refused: bool) -> Work:
+    """What is to be paid for.
+
+    Args:
+        usage: the engine's own account; ``None`` if the request did not come to its end.
+        seen: tokens of answers that have reached the gateway.
+        streamed: whether tokens reach it as they are made.
+        refused: the engine let the request go before it had made anything of it.
+    """
+    if usage is not None:
+        return Work(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+    if refused and not seen:
+        return Work()
+    if streamed:
+        return Work(prompt_tokens=reserved.prompt_tokens, completion_tokens=seen)
+    return reserved  # it was worked on, and nobody has counted how much

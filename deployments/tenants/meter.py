@@ -1,0 +1,283 @@
+"""Quotas that hold: what a request may need is reserved before the work, and settled after it.
+
+    admit ── all limits of the tenant, in one step, or RateLimited ──► Admission
+    settle ── with what was really used, however the request ended
+
+A gateway that dies settles nothing: its leases expire, and what they held stays used, for
+nobody knows how much of it the engines had done. So no ending, and no number of gateways,
+lets through more than the quota.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from secrets import token_hex
+
+from deployments.config import PlanConfig, PriceConfig
+from deployments.observability.events import BudgetReached, Emit, QuotaDenied
+from deployments.tenants.plans import MICRO, REQUESTS, TOKENS, LimitName, limits
+from deployments.tenants.principal import Principal
+from models.errors import Forbidden, RateLimited
+from state.counters import Counters, Demand, Level, Limit, Strategy
+from state.errors import StateUnavailable
+
+logger = logging.getLogger(__name__)
+
+LEASE_S = 30.0
+"""How long a running request holds its place if its gateway dies."""
+PATIENCE_S = 0.9
+"""How long the counters may take to answer."""
+SETTLE_ATTEMPTS = 5
+ALERTS = (0.5, 0.8, 1.0)
+"""Shares of a budget that are told of when they are reached."""
+
+
+class QuotaExceeded(RateLimited):
+    """Args:
+    levels: where the tenant's limits stand.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        levels: tuple[Level, ...],
+        details: Mapping[str, object],
+        retry_after: float | None,
+    ) -> None:
+        super().__init__(message, details=details, retry_after=retry_after)
+        self.levels = levels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Tokens that a request needs: at most, before it; really, after it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+def cost(price: PriceConfig | None, work: Work) -> int:
+    """Millionths of the currency, rounded up. The price of a million tokens in whole units is
+    that of one token in millionths.
+    """
+    if price is None:
+        return 0
+    return math.ceil(
+        work.prompt_tokens * price.input_per_million
+        + work.completion_tokens * price.output_per_million
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A request that was let in."""
+
+    tenant: str
+    lease: str
+    reserved: Work
+    price: PriceConfig | None
+    counted: bool
+    """False for a tenant without limits: there is nothing to settle."""
+    levels: tuple[Level, ...] = ()
+
+
+def amounts(work: Work, price: PriceConfig | None) -> dict[LimitName, int]:
+    """What ``work`` takes of each kind of limit."""
+    found = dict.fromkeys(REQUESTS, 1) | dict.fromkeys(TOKENS, work.tokens)
+    found[LimitName.CONCURRENT_REQUESTS] = 1
+    found[LimitName.BUDGET_PER_MONTH] = cost(price, work)
+    return found
+
+
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """Belongs to one event loop.
+
+    Args:
+        plans: by name.
+        prices: by model; one that is not named costs nothing.
+        lease_s: see ``LEASE_S``.
+    """
+
+    counters: Counters
+    plans: Mapping[str, PlanConfig]
+    strategy: Strategy
+    prices: Mapping[str, PriceConfig]
+    emit: Emit
+    lease_s: float = LEASE_S
+    _running: dict[str, str] = field(default_factory=dict)
+    """Lease → tenant."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _renewing: asyncio.Task[None] | None = None
+    _told: dict[str, float] = field(default_factory=dict)
+    """Share of its budget at which each tenant was told of last."""
+
+    async def admit(self, principal: Principal, model: str | None, work: Work) -> Admission:
+        """Reserve for ``work``.
+
+        Raises:
+            RateLimited: a limit is reached; the message says which, and when to try again.
+            Forbidden: the tenant's plan is no longer configured.
+            StateUnavailable: the counters do not answer in time; nothing is let in unmetered.
+        """
+        price = self.prices.get(model) if model is not None else None
+        lease = token_hex(12)
+        limited = self._limits(principal)
+        admission = Admission(
+            tenant=principal.tenant,
+            lease=lease,
+            reserved=work,
+            price=price,
+            counted=bool(limited),
+        )
+        if not limited:
+            return admission
+        takes = amounts(work, price)
+        demands = [Demand(limit=limit, amount=takes[name]) for name, limit in limited.items()]
+        # Before the answer is there: a lease whose answer is lost may have been made.
+        self._running[lease] = principal.tenant
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                told = await self.counters.reserve(
+                    principal.tenant, lease, demands, ttl_s=self.lease_s
+                )
+        except BaseException as error:
+            self._release(admission, Work())
+            if isinstance(error, TimeoutError):
+                raise StateUnavailable("the counters did not answer in time") from None
+            raise
+        if not told.allowed:
+            del self._running[lease]
+            raise self._refusal(principal, demands, told.levels)
+        self._renew()
+        self._watch_budget(principal.tenant, told.levels)
+        return Admission(
+            tenant=principal.tenant,
+            lease=lease,
+            reserved=work,
+            price=price,
+            counted=True,
+            levels=told.levels,
+        )
+
+    def settle(self, admission: Admission, used: Work) -> int:
+        """End it, beside whatever else goes on. Returns what it cost, in millionths."""
+        if admission.counted:
+            self._release(admission, used)
+        return cost(admission.price, used)
+
+    async def levels(self, principal: Principal) -> tuple[Level, ...]:
+        """Where the tenant's limits stand. Raises StateUnavailable."""
+        asked = [Demand(limit=limit, amount=0) for limit in self._limits(principal).values()]
+        return await self.counters.levels(principal.tenant, asked) if asked else ()
+
+    async def close(self) -> None:
+        """Once all that runs is settled."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.counters.close()
+
+    def _limits(self, principal: Principal) -> dict[LimitName, Limit]:
+        if principal.plan is None:
+            return {}
+        plan = self.plans.get(principal.plan)
+        if plan is None:
+            raise Forbidden(
+                f"The plan {principal.plan!r} of {principal.tenant!r} is not configured any more;"
+                " ask who runs this platform."
+            )
+        by_name = {LimitName(name): amount for name, amount in plan.limits().items()}
+        return limits(by_name, principal.overrides, self.strategy)
+
+    def _refusal(
+        self, principal: Principal, demands: list[Demand], levels: tuple[Level, ...]
+    ) -> QuotaExceeded:
+        """About the limit that takes longest to give way."""
+        refused = [
+            (math.inf if level.retry_ms is None else level.retry_ms, level, demand)
+            for level, demand in zip(levels, demands, strict=True)
+            if not level.fits
+        ]
+        wait_ms, level, demand = max(refused, key=lambda each: each[0])
+        self.emit(QuotaDenied(tenant=principal.tenant, limit=level.name))
+        scale = MICRO if level.name == LimitName.BUDGET_PER_MONTH else 1
+        details = {
+            "limit": level.name,
+            "amount": level.amount / scale,
+            "remaining": level.remaining / scale,
+            "asked": demand.amount / scale,
+        }
+        what = level.name.replace("_", " ")
+        if level.retry_ms is None:
+            message = (
+                f"This request may need {demand.amount / scale:g}, and {what} of"
+                f" {principal.tenant!r} is {level.amount / scale:g} in all: ask for less"
+                " (max_tokens), or for another plan."
+            )
+        else:
+            message = (
+                f"The limit of {level.amount / scale:g} {what} of {principal.tenant!r} is reached:"
+                f" {level.remaining / scale:g} are left, {demand.amount / scale:g} are needed."
+                f" Try again in {math.ceil(wait_ms / 1000)} s."
+            )
+        return QuotaExceeded(
+            message,
+            levels=levels,
+            details=details,
+            retry_after=None if level.retry_ms is None else wait_ms / 1000,
+        )
+
+    def _release(self, admission: Admission, used: Work) -> None:
+        task = asyncio.create_task(self._settle(admission, used))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, admission: Admission, used: Work) -> None:
+        takes = amounts(used, admission.price)
+        named = {str(name): takes[name] for name in (*TOKENS, LimitName.BUDGET_PER_MONTH)}
+        for attempt in range(SETTLE_ATTEMPTS):
+            try:
+                await self.counters.settle(admission.tenant, admission.lease, named)
+                break
+            except StateUnavailable as error:
+                if attempt == SETTLE_ATTEMPTS - 1:
+                    logger.error("lease %s stays as it was reserved: %s", admission.lease, error)
+                    break
+                await asyncio.sleep(0.2 * 2**attempt)
+        # Only now: until it is settled it is held, however long that takes.
+        self._running.pop(admission.lease, None)
+
+    def _renew(self) -> None:
+        """See to it that what runs for long keeps its lease."""
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_while_running())
+
+    async def _renew_while_running(self) -> None:
+        while self._running:
+            await asyncio.sleep(self.lease_s / 3)
+            for lease, tenant in list(self._running.items()):
+                with suppress(StateUnavailable):
+                    await self.counters.renew(tenant, lease, ttl_s=self.lease_s)
+
+    def _watch_budget(self, tenant: str, levels: tuple[Level, ...]) -> None:
+        for level in levels:
+            if level.name != LimitName.BUDGET_PER_MONTH or not level.amount:
+                continue
+            share = 1 - level.remaining / level.amount
+            reached = max((alert for alert in ALERTS if share >= alert), default=0.0)
+            before = self._told.get(tenant, 0.0)
+            self._told[tenant] = reached
+            if reached > before:
+                self.emit(BudgetReached(tenant=tenant, share=reached))

@@ -1,0 +1,300 @@
+"""Quotas over real counters: what is let in, what is paid for, and what a crash leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.config import PLANS, PlanConfig, PriceConfig
+from deployments.observability.events import BudgetReached, Event, QuotaDenied
+from deployments.tenants import meter as module
+from deployments.tenants.meter import Admission, Meter, QuotaExceeded, Work, cost
+from deployments.tenants.plans import LimitName
+from deployments.tenants.principal import EVERYBODY, GRANTS, Principal, Role
+from models.errors import Forbidden
+from state.counters import Counters, Strategy
+from state.counters.memory import MemoryCounters
+from state.counters.sqlite import SqliteCounters
+from state.errors import StateUnavailable
+
+DEVELOPER = Principal(
+    tenant="acme", subject="key:1", role=Role.DEVELOPER, scopes=GRANTS[Role.DEVELOPER], plan="small"
+)
+SMALL = PlanConfig(
+    requests_per_minute=5, tokens_per_minute=1000, concurrent_requests=3, budget_per_month=0.01
+)
+PRICES = {"m": PriceConfig(input_per_million=1, output_per_million=3)}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metering(counters: Counters, events: list[Event] | None = None, **facts: object) -> Meter:
+    told: dict[str, object] = {
+        "plans": {"small": SMALL, **PLANS},
+        "strategy": Strategy.SLIDING_WINDOW,
+        "prices": PRICES,
+        "emit": [].append if events is None else events.append,
+    }
+    return Meter(counters=counters, **(told | facts))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def meter(clock: Clock) -> AsyncIterator[Meter]:
+    made = metering(MemoryCounters(clock))
+    yield made
+    await made.close()
+
+
+async def left(meter: Meter, name: LimitName) -> int:
+    return {level.name: level.remaining for level in await meter.levels(DEVELOPER)}[name]
+
+
+async def settle(meter: Meter, admission: Admission, used: Work) -> int:
+    paid = meter.settle(admission, used)
+    while meter._tasks:
+        await asyncio.wait(meter._tasks)
+    return paid
+
+
+async def test_what_was_reserved_is_settled_to_what_was_used(meter: Meter) -> None:
+    admission = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=500))
+    assert {level.name: level.remaining for level in admission.levels} == {
+        "requests_per_minute": 4,
+        "tokens_per_minute": 400,
+        "concurrent_requests": 2,
+        "budget_per_month": 10_000 - 1600,
+    }
+    paid = await settle(meter, admission, Work(prompt_tokens=10, completion_tokens=30))
+    assert paid == 100
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 960
+    assert await left(meter, LimitName.REQUESTS_PER_MINUTE) == 4
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
+    assert await left(meter, LimitName.BUDGET_PER_MONTH) == 9900
+
+
+async def test_a_refusal_says_which_limit_and_when(meter: Meter, clock: Clock) -> None:
+    await meter.admit(DEVELOPER, "m", Work(completion_tokens=900))
+    clock.now += 6
+    with pytest.raises(QuotaExceeded, match="1000 tokens per minute") as told:
+        await meter.admit(DEVELOPER, "m", Work(prompt_tokens=101))
+    assert told.value.retry_after == pytest.approx(60, abs=6)
+    assert told.value.details == {
+        "limit": "tokens_per_minute",
+        "amount": 1000,
+        "remaining": 100,
+        "asked": 101,
+    }
+    assert [level.remaining for level in told.value.levels][:2] == [4, 100]
+    with pytest.raises(QuotaExceeded, match="in all: ask for less") as never:
+        await meter.admit(DEVELOPER, None, Work(prompt_tokens=1001))
+    assert never.value.retry_after is None
+
+
+async def test_the_budget_is_money(clock: Clock) -> None:
+    plan = PlanConfig(budget_per_month=0.01)
+    meter = metering(MemoryCounters(clock), plans={"small": plan})
+    with pytest.raises(QuotaExceeded, match="budget per month") as told:
+        await meter.admit(DEVELOPER, "m", Work(prompt_tokens=1, completion_tokens=10_000))
+    assert told.value.details["amount"] == 0.01
+    assert told.value.details["asked"] == pytest.approx(0.030001)
+    await meter.close()
+
+
+async def test_budgets_are_told_of_once_a_share(clock: Clock) -> None:
+    events: list[Event] = []
+    plan = PlanConfig(budget_per_month=0.001)
+    meter = metering(MemoryCounters(clock), events, plans={"small": plan})
+    for _ in range(10):
+        await settle(
+            meter,
+            await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100)),
+            Work(prompt_tokens=100),
+        )
+    assert [e.share for e in events if isinstance(e, BudgetReached)] == [0.5, 0.8, 1.0]
+    with pytest.raises(QuotaExceeded):
+        await meter.admit(DEVELOPER, "m", Work(prompt_tokens=1))
+    assert events[-1] == QuotaDenied(tenant="acme", limit="budget_per_month")
+    await meter.close()
+
+
+async def test_without_a_plan_nothing_is_counted(meter: Meter) -> None:
+    admission = await meter.admit(EVERYBODY, "m", Work(completion_tokens=10**9))
+    assert admission.levels == ()
+    assert meter.settle(admission, Work(completion_tokens=2)) == 6
+
+
+async def test_a_plan_that_is_gone(meter: Meter) -> None:
+    orphan = Principal(
+        tenant="a", subject="s", role=Role.DEVELOPER, scopes=frozenset(), plan="gone"
+    )
+    with pytest.raises(Forbidden, match="'gone' of 'a' is not configured"):
+        await meter.admit(orphan, "m", Work())
+
+
+async def test_a_gateway_that_dies_leaves_nothing_running_and_everything_paid(
+    tmp_path: Path, clock: Clock
+) -> None:
+    dying = metering(SqliteCounters(tmp_path / "c.db", clock))
+    for _ in range(3):
+        await dying.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    # Nothing of `dying` is ever run again.
+    assert dying._renewing is not None
+    dying._renewing.cancel()
+    other = metering(SqliteCounters(tmp_path / "c.db", clock))
+    with pytest.raises(QuotaExceeded, match="concurrent requests"):
+        await other.admit(DEVELOPER, "m", Work(completion_tokens=1))
+    clock.now += module.LEASE_S
+    assert await left(other, LimitName.CONCURRENT_REQUESTS) == 3
+    assert await left(other, LimitName.TOKENS_PER_MINUTE) == 700
+    await other.close()
+
+
+async def test_a_long_request_keeps_its_place(clock: Clock) -> None:
+    meter = metering(MemoryCounters(clock), lease_s=0.06)
+    admission = await meter.admit(DEVELOPER, "m", Work(completion_tokens=10))
+    for _ in range(6):
+        clock.now += 0.03
+        await asyncio.sleep(0.03)
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 2
+    await settle(meter, admission, Work())
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
+    await meter.close()
+
+
+class Flaky(MemoryCounters):
+    """Out of reach while ``down``."""
+
+    down = False
+    hang = False
+
+    async def reserve(self, *args: object, **facts: object) -> object:  # type: ignore[override]
+        if self.hang:
+            told = await super().reserve(*args, **facts)  # type: ignore[arg-type]
+            await asyncio.sleep(60)
+            return told
+        if self.down:
+            raise StateUnavailable("down")
+        return await super().reserve(*args, **facts)  # type: ignore[arg-type]
+
+    async def settle(self, *args: object, **facts: object) -> bool:  # type: ignore[override]
+        if self.down:
+            raise StateUnavailable("down")
+        return await super().settle(*args, **facts)  # type: ignore[arg-type]
+
+
+async def test_counters_that_are_out_of_reach_let_nobody_in(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = Flaky(clock)
+    meter = metering(counters)
+    admission = await meter.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    counters.down = True
+    with pytest.raises(StateUnavailable):
+        await meter.admit(DEVELOPER, "m", Work())
+    meter.settle(admission, Work(completion_tokens=1))
+    await asyncio.sleep(0.05)
+    counters.down = False
+    while meter._tasks:
+        await asyncio.wait(meter._tasks)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 999, "settled once it came back"
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    counters.hang = True
+    with pytest.raises(StateUnavailable, match="in time"):
+        await meter.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    while meter._tasks:
+        await asyncio.wait(meter._tasks)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 999, "an answer that came too late"
+    await meter.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 400),  # reserved
+            st.floats(0, 1),  # share of it that is used
+            st.sampled_from(["settle", "crash", "later"]),
+            st.integers(0, 20),  # seconds until the next one
+            st.integers(0, 1),  # gateway
+        ),
+        max_size=40,
+    ),
+    st.sampled_from([Strategy.FIXED_WINDOW, Strategy.SLIDING_WINDOW, Strategy.TOKEN_BUCKET]),
+)
+def test_no_interleaving_admits_more_than_the_quota(
+    story: list[tuple[int, float, str, int, int]], strategy: Strategy
+) -> None:
+    """Reserve, settle, expire and crash, over two gateways that share their counters."""
+
+    async def tell() -> None:
+        clock = Clock()
+        counters = MemoryCounters(clock)
+        gateways = [
+            metering(
+                counters, plans={"small": PlanConfig(tokens_per_minute=1000)}, strategy=strategy
+            )
+            for _ in range(2)
+        ]
+        used: list[tuple[float, int]] = []  # when it was let in, and what it really took
+        pending: list[tuple[Meter, Admission, Work]] = []
+        for reserved, share, end, pause, number in story:
+            gateway = gateways[number]
+            work = Work(completion_tokens=round(reserved * share))
+            try:
+                admission = await gateway.admit(DEVELOPER, None, Work(completion_tokens=reserved))
+            except QuotaExceeded:
+                pass
+            else:
+                used.append((clock.now, work.tokens))
+                if end == "settle":
+                    await settle(gateway, admission, work)
+                elif end == "later":
+                    pending.append((gateway, admission, work))
+            clock.now += pause
+            if pending and pause % 3 == 0:
+                await settle(*pending.pop(0))
+        for begin, _ in used:
+            window = [amount for at, amount in used if begin <= at < begin + 60]
+            if strategy is Strategy.SLIDING_WINDOW:
+                assert sum(window) <= 1000
+            elif strategy is Strategy.TOKEN_BUCKET:
+                for end_, _ in used:
+                    within = [amount for at, amount in used if begin <= at <= end_]
+                    assert sum(within) <= 1000 + 1000 * max(0, end_ - begin) / 60 + 1
+            else:
+                same = [a for at, a in used if at // 60 == begin // 60]
+                assert sum(same) <= 1000
+        # and nothing stays reserved for ever
+        clock.now += 3600
+        assert await left_of(gateways[0]) == 1000
+        for gateway in gateways:
+            if gateway._renewing is not None:
+                gateway._renewing.cancel()
+
+    async def left_of(gateway: Meter) -> int:
+        return (await gateway.levels(DEVELOPER))[0].remaining
+
+    asyncio.run(tell())
+
+
+def test_costs_are_rounded_up() -> None:
+    assert cost(None, Work(prompt_tokens=10)) == 0
+    cheap = PriceConfig(input_per_million=0.1, output_per_million=0.4)
+    assert cost(cheap, Work(prompt_tokens=1)) == 1
+    assert cost(cheap, Work(prompt_tokens=100, completion_tokens=10)) == 14
