@@ -56,6 +56,7 @@ from deployments.remote import (
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
 from deployments.tenants.keys import Peppers
+from deployments.tenants.ledger import Ledger
 from deployments.tenants.meter import Meter
 from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
@@ -350,9 +351,13 @@ class GatewayReplica:
         started = int(time.time())
         config, peppers, database = self._config.gateway, Peppers.of(), LazyDatabase()
         directory = Directory(database, peppers)
-        emit, counters = _observers(), open_counters(Places.of().counters)
+        counters = open_counters(Places.of().counters)
         entrance = authenticator(config.auth, directory, peppers)
-        state = {} if entrance is None else {"database": database.ping, "counters": counters.ping}
+        ledger = Ledger(database, now=time.time, clock=time.monotonic)
+        emit, state = _observers(), {}
+        if entrance is not None:  # else nobody has limits, and nobody is to pay
+            emit = fan_out(emit, ledger)
+            state = {"database": database.ping, "counters": counters.ping}
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()
         }
@@ -377,6 +382,7 @@ class GatewayReplica:
                     strategy=Strategy(config.quota_strategy),
                     prices=config.prices,
                     emit=emit,
+                    check=ledger.check,
                 ),
                 bind_host=bind_host(),
             )

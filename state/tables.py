@@ -173,6 +173,34 @@ api_keys = Table(
 )
 
 
+# What was used (deployments/tenants/ledger.py)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("entry", String(32), primary_key=True),  # made by the gateway: written once
+    Column("at", Moment, nullable=False),
+    Column("day", String(10), nullable=False),  # of ``at``, in UTC; the same text in any database
+    Column("tenant", Name, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("request_id", Name, nullable=False),
+    Column("route", Name, nullable=False),
+    Column("model", Name, nullable=False),
+    Column("adapter", Name),
+    Column("status", Integer, nullable=False),
+    Column("code", Name),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("queue_ms", Integer, nullable=False),
+    Column("prefill_ms", Integer, nullable=False),
+    Column("decode_ms", Integer, nullable=False),
+    Column("cost", BigInteger, nullable=False),  # millionths of the currency
+    Index("ix_usage_tenant", "tenant", "day"),
+    Index("ix_usage_day", "day"),
+)
+
+
 # For everyone
 
 audit = Table(

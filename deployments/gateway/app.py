@@ -29,6 +29,7 @@ from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.routes import (
     admin_models,
     admin_tenants,
+    admin_usage,
     health,
     infer,
     infer_socket,
@@ -68,6 +69,7 @@ def routes(services: Services) -> list[Operation]:
         *openai_models.operations(services),
         *admin_models.operations(services),
         *admin_tenants.operations(services),
+        *admin_usage.operations(services),
     ]
     methods: defaultdict[str, set[str]] = defaultdict(set)
     for operation in operations:

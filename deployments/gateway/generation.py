@@ -29,6 +29,7 @@ from models.contracts import (
     Prompt,
     Sampling,
     TokenLogprob,
+    Usage,
 )
 from models.errors import UpstreamError
 
@@ -141,6 +142,10 @@ class Generation:
             refused=was_refused(self._error),
         )
         self._exchange.cost = meter.settle(admission, spent)
+        if not complete and spent.tokens:  # the engine has told nothing, or not all
+            self._exchange.usage = Usage(
+                prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens
+            )
 
     async def ready(self) -> list[Delta] | None:
         """All deltas that are there, waiting for the first; ``None`` when all is said.

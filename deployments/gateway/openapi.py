@@ -140,6 +140,8 @@ def _success(answers: Answers, schemas: Schemas) -> Schema:
         content[answers.media_type] = {"schema": schemas[answers.schema]}
     elif not answers.streams:
         content[answers.media_type] = {"schema": {"type": "string"}}
+    for media_type in answers.other:
+        content[f"{media_type}; charset=utf-8"] = {"schema": {"type": "string"}}
     for media_type, event in answers.streams.items():
         # OpenAPI 3.1 cannot say "a sequence of": the event's schema stands beside.
         content[media_type] = {"x-event-schema": schemas[event]}

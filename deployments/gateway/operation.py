@@ -66,6 +66,8 @@ class Answers:
     media_type: str = "application/json"
     streams: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     """Other media types of a 200, with the schema of one event."""
+    other: tuple[str, ...] = ()
+    """Further media types of a 200 that are plain text."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Names and meanings of headers of a 200."""
     errors: tuple[type[PlatformError], ...] = ()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -114,6 +114,8 @@ class Meter:
     strategy: Strategy
     prices: Mapping[str, PriceConfig]
     emit: Emit
+    check: Callable[[], None] = lambda: None
+    """Raises StateUnavailable while what is used cannot be written down."""
     lease_s: float = LEASE_S
     _running: dict[str, str] = field(default_factory=dict)
     """Lease → tenant."""
@@ -142,6 +144,7 @@ class Meter:
         )
         if not limited:
             return admission
+        self.check()
         takes = amounts(work, price)
         demands = [Demand(limit=limit, amount=takes[name]) for name, limit in limited.items()]
         # Before the answer is there: a lease whose answer is lost may have been made.

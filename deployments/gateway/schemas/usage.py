@@ -1,0 +1,36 @@
+"""``GET /admin/v1/usage``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from deployments.gateway.schemas.base import Answer, Strict
+
+DAY = r"^\d{4}-\d{2}-\d{2}$"
+
+
+class UsageQuery(Strict):
+    by: str = Field(
+        default="day,model,tenant",
+        pattern=r"^(day|model|tenant)(,(day|model|tenant)){0,2}$",
+        description="What there is a line for: `day`, `model` and `tenant`, with commas.",
+    )
+    tenant: str | None = Field(default=None, max_length=128)
+    since: str | None = Field(default=None, pattern=DAY, description="First day, in UTC.")
+    until: str | None = Field(default=None, pattern=DAY, description="Last day, in UTC.")
+
+
+class UsageLine(Answer):
+    day: str | None = None
+    model: str | None = None
+    tenant: str | None = None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    cost: float = Field(description="In `currency`.")
+
+
+class UsageReport(Answer):
+    currency: str
+    lines: list[UsageLine]

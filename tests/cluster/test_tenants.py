@@ -1,0 +1,190 @@
+"""Keys and quotas on a platform of several gateways: real PostgreSQL, real Redis, real streams."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.launcher.background import REPOSITORY, Served
+from tests import tiny_models
+from tests.cluster.conftest import serving, tiny_args, wait_until
+from tests.cluster.streams import Outcome, stream
+from tests.databases import postgres, postgres_url
+from tests.servers import RedisServer, free_port
+
+__all__ = ["postgres", "postgres_url"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+QUOTA = 3000
+"""Tokens of the day; far more streams ask for them at once."""
+CLIENTS = 64
+ANSWER = 80
+
+
+class Platform:
+    def __init__(self, served: Served, redis: RedisServer, env: dict[str, str]) -> None:
+        self.served, self.redis, self._env = served, redis, env
+        self.admin = self.say("bootstrap")
+
+    def say(self, *words: str) -> str:
+        """What ``python -m deployments.admin`` prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments.admin", *words],
+            cwd=REPOSITORY,
+            env={**os.environ, **self._env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def client(self, key: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.served.url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=120,
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    def get(self, path: str, key: str | None = None, **params: str) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key or self.admin}"}
+        return httpx.get(self.served.url + path, headers=headers, params=params, timeout=10)
+
+    def ask(self, key: str) -> httpx.Response:
+        body = {"model": "tiny", "prompt": "Hi", "max_tokens": 1}
+        headers = {"authorization": f"Bearer {key}"}
+        url = f"{self.served.url}/v1/completions"
+        return httpx.post(url, json=body, headers=headers, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"), free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def platform(postgres_url: str, redis: RedisServer, tmp_path: Path) -> Iterator[Platform]:
+    env = {
+        "FRONTIER_HOME": str(tmp_path / "home"),
+        "FRONTIER_DATABASE": postgres_url,
+        "FRONTIER_COUNTERS": redis.url,
+        "FRONTIER_KEY_SECRETS": "a secret of these tests",
+        "FRONTIER_AUTH": "keys",
+    }
+    args = tiny_args(
+        tiny_models.make("llama", tmp_path / "base", context=512), replicas=1, slots=16
+    )
+    gateway: dict[str, Any] = args["gateway"]
+    gateway["replicas"] |= {"min": 2, "max": 2}
+    gateway["plans"] = {
+        "enterprise": {},
+        "metered": {"tokens_per_day": QUOTA},
+        "busy": {"concurrent_requests": 1000},
+    }
+    gateway["prices"] = {"tiny": {"input_per_million": 1, "output_per_million": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        with serving(args, tmp_path) as served:
+            yield Platform(served, redis, env)
+
+
+async def crowd(platform: Platform, key: str) -> list[Outcome | None]:
+    """Streams at once; every fourth client hangs up in the middle."""
+
+    async def one(number: int, client: httpx.AsyncClient) -> Outcome | None:
+        if number % 4:
+            return await stream(client, max_tokens=ANSWER)
+        body = {"model": "tiny", "prompt": "Hello", "max_tokens": ANSWER, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body | {"ignore_eos": True}) as it:
+            if it.status_code == 200:
+                async for _ in it.aiter_lines():
+                    return None
+        return None
+
+    async with platform.client(key) as client:
+        return await asyncio.gather(*(one(number, client) for number in range(CLIENTS)))
+
+
+def test_no_stream_passes_the_quota(platform: Platform) -> None:
+    platform.say("create", "acme", "--plan", "metered")
+    key = platform.say("issue", "acme")
+    rounds = [asyncio.run(crowd(platform, key)) for _ in range(3)]
+    outcomes = [each for outcomes in rounds for each in outcomes if each is not None]
+    served = [each for each in outcomes if each.complete]
+    refused = [each for each in outcomes if each.status == 429]
+    assert len(served) + len(refused) == len(outcomes), "none was lost, none was cut off"
+    assert served
+    assert refused
+    assert all(each.error and each.error["code"] == "RATE_LIMITED" for each in refused)
+
+    def settled() -> bool:
+        return reserved(platform, key) == billed(platform)["tokens"]
+
+    wait_until(settled, timeout_s=40, what="nothing reserved, and all that was used in the ledger")
+    used = billed(platform)
+    assert used["tokens"] <= QUOTA, "overshoot"
+    whole = sum(each.tokens for each in served)
+    assert used["completion_tokens"] >= whole, "what was answered is paid for"
+    assert used["tokens"] > QUOTA / 2, "and what was reserved too much could be used by others"
+
+
+def billed(platform: Platform) -> dict[str, int]:
+    data = platform.get("/admin/v1/usage", by="tenant", tenant="acme").json()["data"]
+    [line] = data["lines"] or [{"prompt_tokens": 0, "completion_tokens": 0}]
+    return line | {"tokens": line["prompt_tokens"] + line["completion_tokens"]}
+
+
+def reserved(platform: Platform, key: str) -> int:
+    """Of the day's tokens, as the next answer's headers say."""
+    answer = platform.ask(key)
+    told = dict(part.strip().split(";")[:2] for part in answer.headers["ratelimit"].split(","))
+    left = int(told['"tokens_per_day"'].removeprefix("r="))
+    asked = 3 + 1 if answer.status_code == 200 else 0  # what this very request has reserved
+    return QUOTA - left - asked
+
+
+def test_state_that_is_down_admits_nobody_and_heals(platform: Platform) -> None:
+    platform.say("create", "acme", "--plan", "busy")
+    key = platform.say("issue", "acme")
+    assert platform.ask(key).status_code == 200
+    platform.redis.stop()
+    try:
+        began = time.monotonic()
+        answer = platform.ask(key)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "STATE_UNAVAILABLE"
+        assert time.monotonic() - began < 1.5
+        assert platform.get("/readyz").status_code == 503
+        assert "counters" in platform.get("/readyz").text
+    finally:
+        platform.redis.start()
+    wait_until(lambda: platform.ask(key).status_code == 200, timeout_s=10, what="healed")
+    wait_until(lambda: platform.get("/readyz").status_code == 200, timeout_s=10, what="ready")
+
+
+def test_what_an_administrator_changes_holds_within_a_second(platform: Platform) -> None:
+    platform.say("create", "acme", "--plan", "busy")
+    key = platform.say("issue", "acme")
+    for _ in range(8):  # both gateways know it
+        assert platform.ask(key).status_code == 200
+    platform.say("revoke", key.split("_")[1])
+    time.sleep(1)
+    assert {platform.ask(key).status_code for _ in range(8)} == {401}
+    assert httpx.get(f"{platform.served.url}/v1/models", timeout=10).status_code == 401
+    assert httpx.get(f"{platform.served.url}/healthz", timeout=10).status_code == 200
