@@ -27,7 +27,7 @@ from models.contracts import (
     Sampling,
     TokenLogprob,
 )
-from models.errors import UpstreamError
+from models.errors import InvalidInput, UpstreamError
 
 
 @dataclass(slots=True)
@@ -48,8 +48,11 @@ class Choice:
 class Generation:
     """The calls for ``prompts``. Choices are numbered through, ``n`` for each prompt.
 
+    Input is checked on entering the ``async with``, output before anybody sees it.
+
     Raises:
-        NotFound, InvalidInput: there is no such model, or it does not generate.
+        NotFound, InvalidInput: there is no such model, or it does not generate; or the plan
+            does not allow what is asked for.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Generation:
         served, adapter = services.find(model)
         exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
+        self._guard = services.guardrails.of_plan(exchange.plan)
+        sampling = self._guard.sampling(sampling, served.sampling)
         self.choices = exchange.choices = n * len(prompts)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
@@ -85,6 +90,7 @@ class Generation:
             )
             for number, prompt in enumerate(prompts)
         ]
+        self._outputs = self._guard.output(self.choices)
         self._pumps: list[asyncio.Task[None]] = []
         self._running = len(prompts)
         self._unfinished = self.choices
@@ -93,9 +99,14 @@ class Generation:
         self._news: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
+        """Raises InvalidInput: a guardrail refuses a prompt; no generator is called then."""
+        requests = [
+            replace(request, prompt=await self._guard.prompt(request.prompt))
+            for request in self._requests
+        ]
         self._pumps = [
             asyncio.create_task(self._pump(request, number * request.n))
-            for number, request in enumerate(self._requests)
+            for number, request in enumerate(requests)
         ]
         return self
 
@@ -144,13 +155,24 @@ class Generation:
                         self._exchange.account(delta)
                     if first_choice:
                         delta = replace(delta, index=first_choice + delta.index)
-                    self._ready.append(delta)
-                    self.nudge()
+                    self._tell(delta)
         except Exception as error:
             self._error = self._error or error
         finally:
             self._running -= 1
             self.nudge()
+
+    def _tell(self, delta: Delta) -> None:
+        """Raises InvalidInput: a guardrail ends the answer here."""
+        shown: Delta | None = delta
+        refused: InvalidInput | None = None
+        if self._outputs:
+            shown, refused = self._outputs[delta.index].shown(delta)
+        if shown is not None:
+            self._ready.append(shown)
+            self.nudge()
+        if refused is not None:
+            raise refused
 
 
 async def collect(generation: Generation) -> list[Choice]:
