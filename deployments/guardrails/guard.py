@@ -14,7 +14,7 @@ from deployments.guardrails.pii import RULES
 from deployments.guardrails.rules import Rule
 from deployments.guardrails.screen import Masker, Screen
 from models.contracts import ChatMessage, Delta, Json, Prompt, Sampling
-from models.errors import InvalidInput
+from models.errors import ConfigError, InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ class Guardrails:
 
     @classmethod
     def of(cls, config: GatewayConfig) -> Guardrails:
-        """Raises ValueError: the patterns of all categories together are too many for RE2."""
+        """Raises ConfigError: the categories together are too much for RE2."""
         default = _guard(config.guardrails, Caps())
         plans = {name: _of_plan(name, plan, default) for name, plan in config.plans.items()}
         return cls(default=default, plans=plans)
@@ -160,7 +160,14 @@ def _guard(config: GuardrailsConfig, caps: Caps) -> Guard:
 
 def _screen(rules: Sequence[tuple[Rule, Action]]) -> Screen | None:
     active = [pair for pair in rules if pair[1] is not Action.ALLOW]
-    return Screen(active) if active else None
+    if not active:
+        return None
+    try:
+        return Screen(active)
+    except ValueError as error:
+        raise ConfigError(
+            f"guardrails: the categories together are too large; shorten them ({error})"
+        ) from None
 
 
 def _rules(config: GuardrailsConfig) -> Iterator[tuple[Rule, Action, Action]]:

@@ -180,3 +180,12 @@ def test_the_example_in_the_documentation_is_right() -> None:
     assert config.gateway.guardrails.categories
     assert parse(config.model_dump(mode="json")) == config  # as it travels to the replicas
     Guardrails.of(config.gateway)
+
+
+def test_categories_that_are_too_large_together() -> None:
+    """Each one alone is not."""
+    patterns = [f"[{letter}x]{{1000}}" * 20 for letter in "abcdefgh"]
+    categories = {f"c{number}": {"patterns": patterns, "output": "allow"} for number in range(20)}
+    guard(categories={"c0": categories["c0"]})
+    with pytest.raises(ConfigError, match="the categories together are too large"):
+        guard(categories=categories)
