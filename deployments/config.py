@@ -7,10 +7,13 @@ and nowhere else. What changes at run time lives in the database, not in this tr
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from deployments.guardrails import blocked
+from deployments.guardrails.kinds import Action, PiiKind
+from deployments.guardrails.patterns import automaton
 from models.contracts import Priority
 from models.errors import ConfigError
 
@@ -199,6 +202,55 @@ class Cors(Section):
     """Empty: no cross-origin use."""
 
 
+CategoryName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+MAX_OUTPUT_MATCH = 256
+"""Characters. A stream holds back what could become a match, so a match has to have an end."""
+
+
+class CategoryConfig(Section):
+    r"""What is blocked under one name: ``words`` (also phrases; in any case), and ``patterns``.
+
+    A pattern is a regular expression as Python writes it, without look-arounds and
+    back-references: it is run in linear time. ``\d \w \s \b`` are about ASCII, ``^`` and
+    ``$`` are the ends of lines, ``(?i)`` at its beginning ignores case.
+    """
+
+    words: tuple[Annotated[str, Field(pattern=r"\S", max_length=200)], ...] = ()
+    patterns: tuple[str, ...] = ()
+    input: Action = Action.REFUSE
+    output: Action = Action.REFUSE
+
+    @model_validator(mode="after")
+    def _can_be_looked_for(self) -> CategoryConfig:
+        if not self.words and not self.patterns:
+            raise ValueError("expected words, patterns, or both")
+        for rule in blocked.rules("category", self.words, self.patterns):
+            automaton(rule.expression)
+            if rule.pattern.width > MAX_OUTPUT_MATCH and self.output is not Action.ALLOW:
+                raise ValueError(
+                    f"a pattern for output may match {MAX_OUTPUT_MATCH} characters at most; write"
+                    " {0,40} in place of * and {1,40} in place of +, or set output: allow"
+                )
+        return self
+
+
+class PiiActions(Section):
+    """About one kind of personal data, on its way to the model and on its way to the client."""
+
+    input: Action = Action.ALLOW
+    output: Action = Action.ALLOW
+
+
+class GuardrailsConfig(Section):
+    """Checks of what goes in and comes out (spec C6); docs/guardrails.md has an example."""
+
+    max_prompt_chars: int | None = Field(default=None, ge=1)
+    """Of a prompt, or of all messages of a conversation together."""
+    categories: dict[CategoryName, CategoryConfig] = Field(default_factory=dict)
+    pii: dict[PiiKind, PiiActions] = Field(default_factory=dict)
+    """A kind that is left out is allowed."""
+
+
 class PlanConfig(Section):
     """What a tenant of this plan may use; a limit that is left out is none."""
 
@@ -211,10 +263,19 @@ class PlanConfig(Section):
     concurrent_requests: int | None = Field(default=None, ge=0)
     budget_per_month: float | None = Field(default=None, ge=0)
     """In the currency of the price list."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Of one continuation; asking for more is an error."""
+    max_temperature: float | None = Field(default=None, ge=0, le=2)
+    guardrails: GuardrailsConfig | None = None
+    """In place of the gateway's."""
+
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset(
+        {"max_new_tokens", "max_temperature", "guardrails"}
+    )
 
     def limits(self) -> dict[str, float | None]:
-        """By name."""
-        return self.model_dump()
+        """Those that are counted, by name."""
+        return self.model_dump(exclude=set(self.NOT_COUNTED))
 
 
 PLANS = {
@@ -293,6 +354,7 @@ class GatewayConfig(Section):
     prices: dict[ModelName, PriceConfig] = Field(default_factory=dict)
     """By model; one that is not named costs nothing."""
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    guardrails: GuardrailsConfig = GuardrailsConfig()
 
 
 class PlatformConfig(Section):

@@ -50,6 +50,8 @@ class Sampling:
 
     max_tokens: int | None = None
     """New tokens at most; ``None``: up to the end of the context."""
+    token_cap: int | None = None
+    """What ``max_tokens`` that is left open ends at, where the context has room for so many."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0

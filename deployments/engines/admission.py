@@ -57,8 +57,9 @@ def admit(
         )
     due = float("inf") if request.timeout_s is None else arrived + request.timeout_s
     call = Call(request=request, prompt=prompt, arrived=arrived, deadline=due)
+    length = sampling.max_tokens or min(room, sampling.token_cap or room)
     call.sequences = [
-        Sequence(call=call, index=i, max_tokens=sampling.max_tokens or room, tokens=list(prompt))
+        Sequence(call=call, index=i, max_tokens=length, tokens=list(prompt))
         for i in range(request.n)
     ]
     return call

@@ -68,6 +68,11 @@ class Exchange:
         self.principal.require(right)
 
     @property
+    def plan(self) -> str | None:
+        """Of whoever asks; ``None``: without limits."""
+        return None if self.principal is None else self.principal.plan
+
+    @property
     def subject(self) -> str:
         """Who asks, for the audit log."""
         return self.principal.subject if self.principal is not None else "anyone"

@@ -31,7 +31,7 @@ from models.contracts import (
     TokenLogprob,
     Usage,
 )
-from models.errors import UpstreamError
+from models.errors import InvalidInput, UpstreamError
 
 MOST_TOKENS = 8192
 """That an answer may have where neither the request nor the model's entry says."""
@@ -55,8 +55,11 @@ class Choice:
 class Generation:
     """The calls for ``prompts``. Choices are numbered through, ``n`` for each prompt.
 
+    Input is checked on entering the ``async with``, output before anybody sees it.
+
     Raises:
-        NotFound, InvalidInput: there is no such model, or it does not generate.
+        NotFound, InvalidInput: there is no such model, or it does not generate; or the plan
+            does not allow what is asked for.
     """
 
     def __init__(
@@ -76,13 +79,15 @@ class Generation:
         served, adapter = services.find(model)
         exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
+        self._guard = services.guardrails.of_plan(exchange.plan)
+        sampling = self._guard.sampling(sampling, served.sampling)
         self.choices = exchange.choices = n * len(prompts)
-        most = sampling.max_tokens
-        if most is None:
-            most = served.context or MOST_TOKENS
-            if served.context is None and services.meter is not None:
-                sampling = replace(sampling, max_tokens=most)  # what was reserved must hold
-        self._work = bound(prompts, n=n, max_tokens=most, context=served.context)
+        self._context = served.context
+        self._most_tokens = sampling.max_tokens or sampling.token_cap or served.context
+        if self._most_tokens is None:
+            self._most_tokens = MOST_TOKENS
+            if services.meter is not None:
+                sampling = replace(sampling, max_tokens=MOST_TOKENS)  # what is reserved must hold
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(
@@ -102,6 +107,7 @@ class Generation:
         self._stream = stream
         self._admission: Admission | None = None
         self._seen = 0
+        self._outputs = self._guard.output(self.choices)
         self._pumps: list[asyncio.Task[None]] = []
         self._running = len(prompts)
         self._unfinished = self.choices
@@ -110,11 +116,21 @@ class Generation:
         self._news: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises QuotaExceeded, StateUnavailable: nothing has begun."""
-        self._admission = await admit(self._services, self._exchange, self._work)
+        """Raises InvalidInput, QuotaExceeded, StateUnavailable: no generator has been called."""
+        requests = [
+            replace(request, prompt=await self._guard.prompt(request.prompt))
+            for request in self._requests
+        ]
+        work = bound(
+            [request.prompt for request in requests],
+            n=requests[0].n,
+            max_tokens=self._most_tokens,
+            context=self._context,
+        )
+        self._admission = await admit(self._services, self._exchange, work)
         self._pumps = [
             asyncio.create_task(self._pump(request, number * request.n))
-            for number, request in enumerate(self._requests)
+            for number, request in enumerate(requests)
         ]
         return self
 
@@ -186,13 +202,24 @@ class Generation:
                         self._exchange.account(delta)
                     if first_choice:
                         delta = replace(delta, index=first_choice + delta.index)
-                    self._ready.append(delta)
-                    self.nudge()
+                    self._tell(delta)
         except Exception as error:
             self._error = self._error or error
         finally:
             self._running -= 1
             self.nudge()
+
+    def _tell(self, delta: Delta) -> None:
+        """Raises InvalidInput: a guardrail ends the answer here."""
+        shown: Delta | None = delta
+        refused: InvalidInput | None = None
+        if self._outputs:
+            shown, refused = self._outputs[delta.index].shown(delta)
+        if shown is not None:
+            self._ready.append(shown)
+            self.nudge()
+        if refused is not None:
+            raise refused
 
 
 async def collect(generation: Generation) -> list[Choice]:

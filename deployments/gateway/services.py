@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.config import GatewayConfig
+from deployments.guardrails.guard import Guardrails
 from deployments.observability.events import Emit
 from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
@@ -183,6 +184,11 @@ class Services:
     """Seconds, for durations."""
     now: Callable[[], float] = time.time
     """Unix seconds, for timestamps."""
+    guardrails: Guardrails = field(init=False)
+    """As the configuration has them: a gateway cannot be made without."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guardrails", Guardrails.of(self.config))
 
     def find(self, name: str) -> tuple[ServedModel, str | None]:
         """The model that ``name`` means, and the adapter: ``MODEL``, ``MODEL:ADAPTER[@VERSION]``.

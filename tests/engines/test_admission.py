@@ -109,3 +109,15 @@ def test_without_max_tokens_the_context_is_the_end() -> None:
     assert call.deadline == math.inf
     whole = admit(REQUEST, tuple([1] * 31), LIMITS, arrived=0.0)
     assert whole.sequences[0].max_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "token_cap", "length"),
+    [(None, None, 29), (None, 5, 5), (None, 1000, 29), (7, 5, 7)],
+)
+def test_a_length_that_is_left_open(
+    max_tokens: int | None, token_cap: int | None, length: int
+) -> None:
+    sampling = Sampling(max_tokens=max_tokens, token_cap=token_cap)
+    call = admit(replace(REQUEST, sampling=sampling), PROMPT, LIMITS, arrived=0.0)
+    assert [sequence.max_tokens for sequence in call.sequences] == [length]

@@ -41,9 +41,11 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     exchange.model = request.model
     exchange.priority = request.priority or Priority.STANDARD
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
-    async with metered(services, exchange, bound(request.texts, n=1, max_tokens=0, context=None)):
+    guard = services.guardrails.of_plan(exchange.plan)
+    texts = await guard.each(request.texts, param="input")
+    async with metered(services, exchange, bound(texts, n=1, max_tokens=0, context=None)):
         result = await embedder.embed(
-            request.texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
+            texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
         )
         exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
     width = len(result.vectors[0])

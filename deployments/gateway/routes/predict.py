@@ -40,6 +40,10 @@ async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
     exchange.model, exchange.priority = name, request.priority
     inputs = request.rows
     _check_size(services.model(name), inputs)
+    guard = services.guardrails.of_plan(exchange.plan)
+    inputs = [
+        await guard.value(value, param=f"inputs[{index}]") for index, value in enumerate(inputs)
+    ]
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
     async with metered(services, exchange, Work()):
         result = await predictor.predict(

@@ -1,0 +1,203 @@
+"""The guardrails of each plan, made once from the configuration, as the gateway asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from deployments.config import GatewayConfig, GuardrailsConfig, PlanConfig
+from deployments.guardrails import blocked
+from deployments.guardrails.caps import Caps
+from deployments.guardrails.checks import InputCheck, Length, Screening, refusal
+from deployments.guardrails.kinds import Action
+from deployments.guardrails.pii import RULES
+from deployments.guardrails.rules import Rule
+from deployments.guardrails.screen import Masker, Screen
+from models.contracts import ChatMessage, Delta, Json, Prompt, Sampling
+from models.errors import ConfigError, InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    caps: Caps = field(default_factory=Caps)
+    checks: tuple[InputCheck, ...] = ()
+    """Of what goes in, in this order; each sees what the one before lets through."""
+    screen: Screen | None = None
+    """Of what comes out."""
+
+    def sampling(self, asked: Sampling, default: Sampling) -> Sampling:
+        """``asked``, within the caps of the plan.
+
+        Raises:
+            InvalidInput: more than the plan allows; or logprobs of an answer that is masked,
+                which would show the tokens under the mask.
+        """
+        if self.screen is not None and asked.logprobs is not None:
+            raise InvalidInput(
+                "logprobs show tokens that the guardrails of the output may hide; leave it out.",
+                param="logprobs",
+                details={"guardrail": "output", "category": "logprobs"},
+            )
+        return self.caps.hold(asked, default)
+
+    async def prompt(self, prompt: Prompt) -> Prompt:
+        """What the model may see of ``prompt``.
+
+        Raises:
+            InvalidInput: nothing, by one of the checks; or token ids, which nobody here can read.
+        """
+        if not self.checks:
+            return prompt
+        if isinstance(prompt, str):
+            [text] = await self.texts([prompt])
+            return text
+        messages = [message for message in prompt if isinstance(message, ChatMessage)]
+        if len(messages) < len(prompt):
+            raise InvalidInput(
+                "The guardrails cannot read token ids; send the prompt as text.",
+                param="prompt",
+                details={"guardrail": "prompt", "category": "token_ids"},
+            )
+        texts = await self.texts([message.content for message in messages])
+        return tuple(
+            [replace(message, content=text) for message, text in zip(messages, texts, strict=True)]
+        )
+
+    async def texts(self, texts: Sequence[str], *, param: str | None = None) -> Sequence[str]:
+        """What a model may see of the texts of one input.
+
+        Raises:
+            InvalidInput: nothing, by one of the checks; ``param`` is the field at fault.
+        """
+        try:
+            for check in self.checks:
+                texts = await check(texts)
+        except InvalidInput as error:
+            error.param = error.param or param
+            raise
+        return texts
+
+    async def each(self, texts: Sequence[str], *, param: str) -> list[str]:
+        """The same of inputs that are one text each."""
+        if not self.checks:
+            return list(texts)
+        return [(await self.texts([text], param=param))[0] for text in texts]
+
+    async def value(self, value: Json, *, param: str) -> Json:
+        """The same of the texts in a JSON value; the names of fields are the model's, and stay."""
+        if not self.checks or not (texts := list(_texts(value))):
+            return value
+        return _with_texts(value, iter(await self.texts(texts, param=param)))
+
+    def output(self, choices: int) -> Sequence[Output]:
+        """One for each choice of an answer; empty: nothing is to be looked at."""
+        if self.screen is None:
+            return ()
+        return [Output(self.screen) for _ in range(choices)]
+
+
+class Output:
+    """One choice on its way to the client."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._masker = Masker(screen)
+
+    def shown(self, delta: Delta) -> tuple[Delta | None, InvalidInput | None]:
+        """What the client may see of a delta, if there is anything; and why there is no more.
+
+        Token ids and logprobs go: they say what is under a mask.
+        """
+        last = delta.finish_reason is not None
+        text = self._masker.push(delta.text, last=last)
+        if (rule := self._masker.refused) is not None:
+            refused = refusal(rule, "The answer was ended")
+            return (Delta(index=delta.index, text=text) if text else None), refused
+        if not text and not last:
+            return None, None
+        return replace(delta, text=text, token_ids=(), logprobs=None), None
+
+
+OPEN = Guard()
+"""Lets everything through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guardrails:
+    default: Guard = OPEN
+    """For whoever has no plan."""
+    plans: Mapping[str, Guard] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: GatewayConfig) -> Guardrails:
+        """Raises ConfigError: the categories together are too much for RE2."""
+        default = _guard(config.guardrails, Caps())
+        plans = {name: _of_plan(name, plan, default) for name, plan in config.plans.items()}
+        return cls(default=default, plans=plans)
+
+    def of_plan(self, plan: str | None) -> Guard:
+        return self.default if plan is None else self.plans.get(plan, self.default)
+
+
+def _of_plan(name: str, plan: PlanConfig, default: Guard) -> Guard:
+    caps = Caps(plan=name, max_new_tokens=plan.max_new_tokens, max_temperature=plan.max_temperature)
+    if plan.guardrails is None:
+        return replace(default, caps=caps)
+    return _guard(plan.guardrails, caps)
+
+
+def _guard(config: GuardrailsConfig, caps: Caps) -> Guard:
+    entering, leaving = [], []
+    for rule, entry, exit_ in _rules(config):
+        entering.append((rule, entry))
+        leaving.append((rule, exit_))
+    checks: list[InputCheck] = []
+    if config.max_prompt_chars is not None:
+        checks.append(Length(config.max_prompt_chars))
+    if (screen := _screen(entering)) is not None:
+        checks.append(Screening(screen))
+    return Guard(caps=caps, checks=tuple(checks), screen=_screen(leaving))
+
+
+def _screen(rules: Sequence[tuple[Rule, Action]]) -> Screen | None:
+    active = [pair for pair in rules if pair[1] is not Action.ALLOW]
+    if not active:
+        return None
+    try:
+        return Screen(active)
+    except ValueError as error:
+        raise ConfigError(
+            f"guardrails: the categories together are too large; shorten them ({error})"
+        ) from None
+
+
+def _rules(config: GuardrailsConfig) -> Iterator[tuple[Rule, Action, Action]]:
+    """With what to do about each on the way in and on the way out; refusals come first."""
+    for name, category in config.categories.items():
+        for rule in blocked.rules(name, category.words, category.patterns):
+            yield rule, category.input, category.output
+    for kind, rules in RULES.items():
+        if (on := config.pii.get(kind)) is not None:
+            for rule in rules:
+                yield rule, on.input, on.output
+
+
+def _texts(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+
+
+def _with_texts(value: Json, texts: Iterator[str]) -> Json:
+    """``value`` with its texts exchanged, in the order of ``_texts``."""
+    if isinstance(value, str):
+        return next(texts)
+    if isinstance(value, list):
+        return [_with_texts(item, texts) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_texts(item, texts) for name, item in value.items()}
+    return value
