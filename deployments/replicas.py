@@ -55,6 +55,7 @@ from deployments.remote import (
 )
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
+from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.keys import Peppers
 from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
@@ -346,7 +347,8 @@ class GatewayReplica:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
         auth, peppers = self._config.gateway.auth, Peppers.of()
-        directory = Directory(LazyDatabase(), peppers)
+        database = LazyDatabase()
+        directory = Directory(database, peppers)
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()
         }
@@ -364,6 +366,9 @@ class GatewayReplica:
                     refresh_s=self._config.registry.refresh_s,
                 ),
                 directory=directory,
+                idempotency=IdempotencyRecords(
+                    database, ttl_s=self._config.gateway.idempotency.ttl_s
+                ),
                 authenticator=authenticator(auth, directory, peppers),
                 bind_host=bind_host(),
             )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
 from deployments.tenants.directory import Directory
+from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.identity import Authenticator
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
@@ -172,6 +173,8 @@ class Services:
     adapters: Adapters = field(default_factory=NoAdapters)
     directory: Directory | None = None
     """Tenants and keys; ``None``: a gateway without a database."""
+    idempotency: IdempotencyRecords | None = None
+    """``None``: ``Idempotency-Key`` means nothing here."""
     authenticator: Authenticator | None = None
     """``None``: the platform is open, to this machine only."""
     bind_host: str | None = None
