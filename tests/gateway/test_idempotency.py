@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from deployments.gateway.policies import idempotency as policy
 from deployments.gateway.policies.idempotency import fingerprint_of, is_kept, key_of
 from deployments.tenants import idempotency as store
 from deployments.tenants.directory import Directory
-from deployments.tenants.idempotency import LEASE_S, Busy, IdempotencyRecords, Lease
+from deployments.tenants.idempotency import LEASE_S, Answer, Busy, IdempotencyRecords, Lease
 from deployments.tenants.keys import Peppers
 from deployments.tenants.principal import GRANTS, Principal, Role
 from models.contracts import Delta, GenerateRequest
@@ -60,8 +60,8 @@ class SteppedGenerator(FakeGenerator):
             self.steps.release()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        said = cast("AsyncIterator[Delta]", super().generate(request))
-        async with aclosing(said) as deltas:  # type: ignore[type-var]
+        said = cast("AsyncGenerator[Delta]", super().generate(request))
+        async with aclosing(said) as deltas:
             async for delta in deltas:
                 await self.steps.acquire()
                 yield delta
@@ -498,9 +498,9 @@ async def test_another_process_waits_for_the_answer(
     seen = asyncio.Event()
     look = there.records.look
 
-    async def watched(*words: str) -> Any:
+    async def watched(tenant: str, key: str, fingerprint: str) -> Busy | Answer | None:
         seen.set()
-        return await look(*words)
+        return await look(tenant, key, fingerprint)
 
     there.records.look = watched  # type: ignore[method-assign]
     second = there.call(path, asking())
@@ -629,6 +629,8 @@ async def test_a_deadline_is_each_caller_s_own(
 ) -> None:
     world.config = GatewayConfig(request_timeout_s=0.3)
     hasty = await start()
+    world.config = GatewayConfig()
+    patient = await start()
     late = hasty.call(CHAT, chatting(stream=True))
     stepped.let(1)
     await late.until(2)
@@ -636,7 +638,7 @@ async def test_a_deadline_is_each_caller_s_own(
     assert b"TIMEOUT" in told(late)
     await until(lambda: stepped.running == 0)
     stepped.let(10)
-    again = hasty.call(CHAT, chatting(stream=True))
+    again = patient.call(CHAT, chatting(stream=True))
     await again.task
     assert told(again).endswith(b"data: [DONE]\n\n")
 
@@ -649,7 +651,7 @@ async def test_tenants_share_nothing(world: World, start: Start) -> None:
     services = replace(world.services(), idempotency=process.records, authenticator=Keys())
     shared = Process(create_app(services), process.records, process.database)
     async with shared.client() as client:
-        answers = {}
+        answers: dict[str, bytes] = {}
         for tenant, prompt in [("acme", "a"), ("other", "b"), ("acme", "a"), ("other", "b")]:
             answer = await client.post(
                 INFER, json=asking(prompt=prompt), headers={"x-api-key": f"{tenant}-developer"}

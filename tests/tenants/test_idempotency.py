@@ -353,7 +353,7 @@ def test_any_order_of_calls(
     database = runner.run(Database.open(database_url))
     try:
         run_state_machine_as_test(
-            lambda: Machine(runner, database),
+            lambda: Machine(runner, database),  # type: ignore[arg-type]  # it takes any maker
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=steps,

@@ -319,14 +319,8 @@ class Flight:
         exchange.error = work.error
         if exchange is self._begun_by:
             exchange.first_output = work.first_output
-            _label(exchange, work)
+            exchange.label(work)
         over = self.recording.over or not self._followers
         if first_in_line and over and not self._accounted:
             self._accounted = True
-            _label(exchange, work)
-            exchange.choices, exchange.usage = work.choices, work.usage
-            exchange.timings = work.timings
-
-
-def _label(exchange: Exchange, work: Exchange) -> None:
-    exchange.model, exchange.adapter, exchange.priority = work.model, work.adapter, work.priority
+            exchange.account_for(work)
