@@ -332,6 +332,15 @@ class AuthConfig(Section):
     oidc: OidcConfig | None = None
 
 
+class IdempotencyConfig(Section):
+    """Answers to requests with an ``Idempotency-Key`` (spec C5)."""
+
+    ttl_s: PositiveSeconds = 86_400
+    """How long an answer is kept for whoever asks again."""
+    max_body_bytes: int = Field(default=1_048_576, ge=0)
+    """A longer answer is not kept: who asks again is answered anew."""
+
+
 class GatewayConfig(Section):
     replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
@@ -347,6 +356,7 @@ class GatewayConfig(Section):
     """Attempts on another replica when one is lost before its first output."""
     cors: Cors = Cors()
     auth: AuthConfig = AuthConfig()
+    idempotency: IdempotencyConfig = IdempotencyConfig()
     plans: dict[str, PlanConfig] = Field(default_factory=lambda: dict(PLANS), min_length=1)
     """By name, in place of free, pro and enterprise."""
     quota_strategy: Literal["fixed_window", "sliding_window", "token_bucket"] = "sliding_window"

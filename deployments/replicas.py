@@ -55,6 +55,7 @@ from deployments.remote import (
 )
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
+from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.keys import Peppers
 from deployments.tenants.ledger import Ledger
 from deployments.tenants.meter import Meter
@@ -375,6 +376,7 @@ class GatewayReplica:
                     refresh_s=self._config.registry.refresh_s,
                 ),
                 directory=directory,
+                idempotency=IdempotencyRecords(database, ttl_s=config.idempotency.ttl_s),
                 authenticator=entrance,
                 meter=Meter(
                     counters=counters,

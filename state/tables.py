@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -198,6 +199,23 @@ usage = Table(
     Column("cost", BigInteger, nullable=False),  # millionths of the currency
     Index("ix_usage_tenant", "tenant", "day"),
     Index("ix_usage_day", "day"),
+)
+
+# Idempotency keys (deployments/tenants/idempotency.py)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("owner", String(32), nullable=False),  # whose lease it is, or was
+    Column("fingerprint", Hash, nullable=False),  # of the request
+    Column("until", Moment, nullable=False),  # the end of the lease, later of the answer
+    Column("finished", Moment),  # none: at work
+    Column("status", Integer),  # none of a finished one: an answer that is not written down
+    Column("headers", Facts),
+    Column("body", LargeBinary),
+    Index("ix_idempotency_until", "until"),
 )
 
 

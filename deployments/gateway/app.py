@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeAlias
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Router
+from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
@@ -22,6 +22,7 @@ from deployments.gateway.policies.compression import Compression
 from deployments.gateway.policies.deadline import Deadline
 from deployments.gateway.policies.disconnect import Disconnect
 from deployments.gateway.policies.failures import Failures
+from deployments.gateway.policies.idempotency import Idempotency
 from deployments.gateway.policies.loopback import Loopback
 from deployments.gateway.policies.quota_headers import QuotaHeaders
 from deployments.gateway.policies.request_id import RequestId
@@ -52,7 +53,7 @@ def create_app(services: Services) -> ASGIApp:
         default=unmatched,
         redirect_slashes=False,
     )
-    for policy in reversed(policies(services)):
+    for policy in reversed(policies(services, operations)):
         app = policy(app)
     return app
 
@@ -79,7 +80,7 @@ def routes(services: Services) -> list[Operation]:
     return operations
 
 
-def policies(services: Services) -> Sequence[Policy]:
+def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Policy]:
     """From the outermost, which sees a request first and its answer last, inwards."""
     config = services.config
     return [
@@ -95,7 +96,31 @@ def policies(services: Services) -> Sequence[Policy]:
         Disconnect,
         partial(Deadline, limit_s=partial(limit_s, config)),
         partial(BodyLimit, max_bytes=config.max_body_bytes),
+        *idempotency(services, operations),
     ]
+
+
+def idempotency(services: Services, operations: Sequence[Operation]) -> list[Policy]:
+    """Inside authentication: a key is its tenant's. Inside compression: what is kept is plain, and
+    goes out as the one who asks again takes it. Inside all that holds for each caller alone
+    (hanging up, deadline, size), since one work may have several.
+    """
+    if services.idempotency is None:
+        return []
+    return [
+        partial(
+            Idempotency,
+            records=services.idempotency,
+            operation_at=partial(operation_at, operations),
+            max_body_bytes=services.config.idempotency.max_body_bytes,
+            now=services.now,
+        )
+    ]
+
+
+def operation_at(operations: Sequence[Operation], scope: Scope) -> Operation | None:
+    """What the router will choose."""
+    return next((each for each in operations if each.matches(scope)[0] is Match.FULL), None)
 
 
 def limit_s(config: GatewayConfig, path: str) -> float:
@@ -119,6 +144,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
                 "Server-Timing",
                 "X-Next-Cursor",
                 "X-Prev-Cursor",
+                "Idempotent-Replayed",
             ),
         )
     ]

@@ -26,6 +26,11 @@ async def read_json_body(headers: Headers, receive: Receive) -> bytes:
         raise UnsupportedMediaType(
             f"The body's content-encoding is {encoding!r:.80}; send it uncompressed."
         )
+    return await read_body(receive)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """All of it, whatever it is declared to be."""
     message = await receive()
     if not message.get("more_body", False):
         body: bytes = message.get("body", b"")

@@ -101,6 +101,18 @@ class Exchange:
         ):
             self.timings = timings
 
+    def label(self, work: Exchange) -> None:
+        """Note what was asked for, where ``work`` is a copy of an exchange that went its own way.
+
+        A work that several requests wait for has its own (``policies/idempotency.py``).
+        """
+        self.model, self.adapter, self.priority = work.model, work.adapter, work.priority
+
+    def account_for(self, work: Exchange) -> None:
+        """Take upon this request all that ``work`` used. One of those that waited does."""
+        self.label(work)
+        self.choices, self.usage, self.timings = work.choices, work.usage, work.timings
+
     def finished(self, at: float) -> RequestFinished:
         """The event that closes the exchange."""
         gone = self.client_gone and not self.answered

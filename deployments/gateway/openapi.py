@@ -22,11 +22,13 @@ from deployments.gateway.operation import (
     Answers,
     Call,
     Operation,
+    Repeat,
 )
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Failure
 from deployments.gateway.schemas.openai import OpenAIErrorAnswer
-from models.errors import PlatformError
+from deployments.tenants.idempotency import HEADER
+from models.errors import Conflict, PlatformError
 
 API_VERSION = "1.0.0"
 JSON = "application/json"
@@ -36,6 +38,14 @@ REQUEST_ID = {
     "description": "Taken as the request's id if it has 1 to 128 plain characters.",
     "schema": {"type": "string"},
 }
+IDEMPOTENCY_KEY = {
+    "name": HEADER,
+    "in": "header",
+    "description": "Sent again with the same key, the same request is not carried out again: it"
+    " joins the one at work, or gets its answer. 429, 5xx and broken streams are not kept.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+REPLAYED = "`true`: the answer to an earlier request with this `Idempotency-Key`."
 KEY = {
     "type": "http",
     "scheme": "bearer",
@@ -113,7 +123,7 @@ def _operation(operation: Operation, schemas: Schemas) -> Schema:
             "_"
         ),
         "parameters": [REQUEST_ID, *_parameters(operation)],
-        "responses": {"200": _success(operation.answers, schemas), **_failures(operation, schemas)},
+        "responses": {"200": _success(operation, schemas), **_failures(operation, schemas)},
     }
     if operation.needs is not None:
         described["security"] = [{"key": []}]
@@ -126,7 +136,14 @@ def _operation(operation: Operation, schemas: Schemas) -> Schema:
     return described
 
 
+def _takes_keys(operation: Operation) -> bool:
+    """Whether it heeds an ``Idempotency-Key``."""
+    return operation.method == "POST" and operation.repeat is not Repeat.LEFT_TO_ROUTE
+
+
 def _parameters(operation: Operation) -> Iterator[Schema]:
+    if _takes_keys(operation):
+        yield IDEMPOTENCY_KEY
     for name in operation.param_convertors:
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
     if operation.method == "GET":
@@ -134,7 +151,8 @@ def _parameters(operation: Operation) -> Iterator[Schema]:
             yield {"name": name, "in": "query", "required": False, "schema": schema}
 
 
-def _success(answers: Answers, schemas: Schemas) -> Schema:
+def _success(operation: Operation, schemas: Schemas) -> Schema:
+    answers = operation.answers
     content: Schema = {}
     if answers.schema is not None:
         content[answers.media_type] = {"schema": schemas[answers.schema]}
@@ -145,9 +163,12 @@ def _success(answers: Answers, schemas: Schemas) -> Schema:
     for media_type, event in answers.streams.items():
         # OpenAPI 3.1 cannot say "a sequence of": the event's schema stands beside.
         content[media_type] = {"x-event-schema": schemas[event]}
+    headers = dict(answers.headers)
+    if _takes_keys(operation):
+        headers["Idempotent-Replayed"] = REPLAYED
     return {
         "description": "Done.",
-        "headers": {name: _header(meaning) for name, meaning in answers.headers.items()},
+        "headers": {name: _header(meaning) for name, meaning in headers.items()},
         "content": content,
     }
 
@@ -158,6 +179,8 @@ def _failures(operation: Operation, schemas: Schemas) -> Schema:
         errors.update(ACCESS_ERRORS)
     if operation.has_body:
         errors.update(BODY_ERRORS)
+    if _takes_keys(operation):
+        errors.add(Conflict)
     by_status: defaultdict[int, list[type[PlatformError]]] = defaultdict(list)
     for error in sorted(errors, key=lambda error: (error.status, error.code)):
         by_status[error.status].append(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel
@@ -74,6 +75,17 @@ class Answers:
     """Beside those that every route, and every route with a body, may answer."""
 
 
+class Repeat(Enum):
+    """What becomes of a POST that comes again with its ``Idempotency-Key``."""
+
+    REPLAYED = auto()
+    """It gets the first one's answer."""
+    REFUSED = auto()
+    """The answer has a secret in it, which is not written down: 409."""
+    LEFT_TO_ROUTE = auto()
+    """The route knows what it has seen; or who asks is known to nobody but the route."""
+
+
 class Operation(Route):
     """A method on a path. An endpoint never sees input that its schema does not allow."""
 
@@ -87,6 +99,7 @@ class Operation(Route):
         answers: Answers,
         summary: str,
         needs: Right | None = Right.INFERENCE,
+        repeat: Repeat = Repeat.REPLAYED,
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
         self.method = method
@@ -96,6 +109,7 @@ class Operation(Route):
         self.has_body = method in ("POST", "PATCH")
         self.needs = needs
         """What whoever asks must be allowed; ``None``: nothing."""
+        self.repeat = repeat
         self.allowed = frozenset(self.methods or ())
         self.on_path = self.allowed
         """Methods of all operations on this path."""

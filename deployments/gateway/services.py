@@ -15,6 +15,7 @@ from deployments.config import GatewayConfig
 from deployments.guardrails.guard import Guardrails
 from deployments.observability.events import Emit
 from deployments.tenants.directory import Directory
+from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
 from models.contracts import Generator, Json, Priority, Sampling
@@ -174,6 +175,8 @@ class Services:
     adapters: Adapters = field(default_factory=NoAdapters)
     directory: Directory | None = None
     """Tenants and keys; ``None``: a gateway without a database."""
+    idempotency: IdempotencyRecords | None = None
+    """``None``: ``Idempotency-Key`` means nothing here."""
     authenticator: Authenticator | None = None
     """``None``: the platform is open, to this machine only."""
     meter: Meter | None = None

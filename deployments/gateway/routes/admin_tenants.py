@@ -8,7 +8,7 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from deployments.gateway.operation import Answers, Call, Operation
+from deployments.gateway.operation import Answers, Call, Operation, Repeat
 from deployments.gateway.pagination import Cursor, Page, PageQuery, paginate
 from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.base import Nothing
@@ -96,6 +96,7 @@ def operations(services: Services) -> list[Operation]:
             answers=Answers(schema=Success[IssuedKey], errors=(NotFound, Conflict)),
             summary="A new key. Its text is in this answer and nowhere else.",
             needs=write,
+            repeat=Repeat.REFUSED,
         ),
         Operation(
             "POST",
@@ -105,6 +106,7 @@ def operations(services: Services) -> list[Operation]:
             answers=Answers(schema=Success[IssuedKey], errors=(NotFound, Conflict)),
             summary="A successor with the same rights; the old key works on for a while.",
             needs=write,
+            repeat=Repeat.REFUSED,
         ),
         Operation(
             "DELETE",
