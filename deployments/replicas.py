@@ -56,6 +56,8 @@ from deployments.remote import (
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
 from deployments.tenants.keys import Peppers
+from deployments.webhooks.inbox import Inbox
+from deployments.webhooks.sources import Sources
 from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
@@ -342,11 +344,16 @@ class GatewayReplica:
     def __init__(self, config: Mapping[str, Any], handles: Mapping[str, DeploymentHandle]) -> None:
         self._config = PlatformConfig.model_validate(config)
         self._handles = handles
+        self._database = LazyDatabase()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
         auth, peppers = self._config.gateway.auth, Peppers.of()
-        directory = Directory(LazyDatabase(), peppers)
+        directory = Directory(self._database, peppers)
+        webhooks = self._config.gateway.webhooks
+        sources = Sources.of(webhooks)
+        inbox = Inbox(self._database, dedupe_s=webhooks.dedupe_s)
+        self._tasks = _in_background(inbox.keep_forgetting())
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()
         }
@@ -365,6 +372,8 @@ class GatewayReplica:
                 ),
                 directory=directory,
                 authenticator=authenticator(auth, directory, peppers),
+                webhook_sources=sources,
+                inbox=inbox,
                 bind_host=bind_host(),
             )
         )

@@ -36,6 +36,7 @@ from deployments.gateway.routes import (
     openai_embeddings,
     openai_models,
     predict,
+    webhooks,
 )
 from deployments.gateway.services import Services
 from models.errors import NotFound
@@ -67,6 +68,7 @@ def routes(services: Services) -> list[Operation]:
         *openai_models.operations(services),
         *admin_models.operations(services),
         *admin_tenants.operations(services),
+        *webhooks.operations(services),
     ]
     methods: defaultdict[str, set[str]] = defaultdict(set)
     for operation in operations:

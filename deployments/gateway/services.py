@@ -15,6 +15,8 @@ from deployments.config import GatewayConfig
 from deployments.observability.events import Emit
 from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
+from deployments.webhooks.inbox import Inbox
+from deployments.webhooks.sources import Sources
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
 
@@ -174,6 +176,10 @@ class Services:
     """Tenants and keys; ``None``: a gateway without a database."""
     authenticator: Authenticator | None = None
     """``None``: the platform is open, to this machine only."""
+    webhook_sources: Sources = field(default_factory=Sources)
+    """Who may deliver webhooks."""
+    inbox: Inbox | None = None
+    """Of webhooks; ``None``: a gateway without a database."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic
