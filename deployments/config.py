@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from deployments.guardrails import blocked
 from deployments.guardrails.kinds import Action, PiiKind
 from deployments.guardrails.patterns import automaton
+from deployments.tenants.secrets import EXPECTED as EXPECTED_REFERENCE
+from deployments.tenants.secrets import REFERENCE
 from models.contracts import Priority
 from models.errors import ConfigError
 
@@ -341,6 +344,51 @@ class IdempotencyConfig(Section):
     """A longer answer is not kept: who asks again is answered anew."""
 
 
+Slug: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+"""The name of a tenant, or of a source of webhooks."""
+
+
+class WebhookSource(Section):
+    """Who delivers webhooks: its secrets, and whose events these are."""
+
+    secrets: str
+    """``${NAME}`` of an environment variable or ``file:/PATH``, newest first: see
+    ``deployments/tenants/secrets.py``. Never the secrets themselves."""
+    tenant: Slug
+
+    @field_validator("secrets")
+    @classmethod
+    def _reference(cls, secrets: str) -> str:
+        if REFERENCE.fullmatch(secrets) is None:
+            raise ValueError(
+                f"expected {EXPECTED_REFERENCE}; secrets themselves are not written here"
+            )
+        return secrets
+
+
+class WebhooksConfig(Section):
+    """Webhooks that come in at ``POST /webhooks/ingest`` (spec C4)."""
+
+    sources: dict[Slug, WebhookSource] = Field(default_factory=dict)
+    """By the name that ``X-Webhook-Source`` gives. Without an entry of its own ``default`` has the
+    secrets of ``FRONTIER_WEBHOOK_SECRETS``; without those, too, there is none."""
+    tenant: Slug = "public"
+    """Of such a ``default``."""
+    window_s: float = Field(default=300, gt=0, le=86_400)
+    """How far a signature's time may be from ours, either way."""
+    dedupe_s: float = Field(default=7 * 86_400, gt=0, le=10 * 366 * 86_400)
+    """How long a delivery is known, and its event kept."""
+
+    @model_validator(mode="after")
+    def _replays_are_known(self) -> WebhooksConfig:
+        if self.dedupe_s < 2 * self.window_s:
+            raise ValueError(
+                f"dedupe_s ({self.dedupe_s:g}) is below twice window_s ({self.window_s:g}): a copy"
+                " could be taken for new while its signature is still good"
+            )
+        return self
+
+
 class GatewayConfig(Section):
     replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
@@ -365,6 +413,7 @@ class GatewayConfig(Section):
     """By model; one that is not named costs nothing."""
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     guardrails: GuardrailsConfig = GuardrailsConfig()
+    webhooks: WebhooksConfig = WebhooksConfig()
 
 
 class PlatformConfig(Section):
@@ -390,8 +439,12 @@ def parse(args: object) -> PlatformConfig:
         return PlatformConfig.model_validate(args)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}"
-            f" (given: {issue['input']!r:.80})"
+            f"  {'.'.join(str(part) for part in issue['loc'])}: {issue['msg']}" + _given(issue)
             for issue in error.errors()
         ]
         raise ConfigError("serve_config.yaml, args:\n" + "\n".join(lines)) from None
+
+
+def _given(issue: ErrorDetails) -> str:
+    """The value at fault; but not where somebody may have written a secret by mistake."""
+    return "" if "webhooks" in issue["loc"] else f" (given: {issue['input']!r:.80})"

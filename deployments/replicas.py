@@ -59,6 +59,8 @@ from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.keys import Peppers
 from deployments.tenants.ledger import Ledger
 from deployments.tenants.meter import Meter
+from deployments.webhooks.inbox import Inbox
+from deployments.webhooks.sources import Sources
 from models import artifact
 from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
@@ -347,11 +349,15 @@ class GatewayReplica:
     def __init__(self, config: Mapping[str, Any], handles: Mapping[str, DeploymentHandle]) -> None:
         self._config = PlatformConfig.model_validate(config)
         self._handles = handles
+        self._database = LazyDatabase()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
-        config, peppers, database = self._config.gateway, Peppers.of(), LazyDatabase()
+        config, peppers, database = self._config.gateway, Peppers.of(), self._database
         directory = Directory(database, peppers)
+        sources = Sources.of(config.webhooks)
+        inbox = Inbox(database, dedupe_s=config.webhooks.dedupe_s)
+        self._tasks = _in_background(inbox.keep_forgetting())
         counters = open_counters(Places.of().counters)
         entrance = authenticator(config.auth, directory, peppers)
         ledger = Ledger(database, now=time.time, clock=time.monotonic)
@@ -386,6 +392,8 @@ class GatewayReplica:
                     emit=emit,
                     check=ledger.check,
                 ),
+                webhook_sources=sources,
+                inbox=inbox,
                 bind_host=bind_host(),
             )
         )

@@ -219,6 +219,26 @@ idempotency = Table(
 )
 
 
+# Webhooks that came in (deployments/webhooks/inbox.py)
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("tenant", Name, nullable=False),
+    Column("source", Name, nullable=False),
+    Column("key", String(255), nullable=False),  # by which a delivery is known
+    Column("event_id", Name, nullable=False),
+    Column("type", Name, nullable=False),
+    Column("payload", Text, nullable=False),  # JSON, as text: JSONB would refuse U+0000
+    Column("body_sha256", Hash, nullable=False, index=True),
+    Column("signed", Moment, nullable=False),
+    Column("received", Moment, nullable=False, index=True),
+    UniqueConstraint("tenant", "source", "key"),
+    sqlite_autoincrement=True,  # an id that is free again is not given again: readers go by it
+)
+
+
 # For everyone
 
 audit = Table(

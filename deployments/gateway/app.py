@@ -39,6 +39,7 @@ from deployments.gateway.routes import (
     openai_embeddings,
     openai_models,
     predict,
+    webhooks,
 )
 from deployments.gateway.services import Services
 from models.errors import NotFound
@@ -71,6 +72,7 @@ def routes(services: Services) -> list[Operation]:
         *admin_models.operations(services),
         *admin_tenants.operations(services),
         *admin_usage.operations(services),
+        *webhooks.operations(services),
     ]
     methods: defaultdict[str, set[str]] = defaultdict(set)
     for operation in operations:

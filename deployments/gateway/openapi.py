@@ -27,8 +27,9 @@ from deployments.gateway.operation import (
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Failure
 from deployments.gateway.schemas.openai import OpenAIErrorAnswer
-from deployments.tenants.idempotency import HEADER
-from models.errors import Conflict, PlatformError
+from deployments.tenants.idempotency import HEADER as IDEMPOTENCY_HEADER
+from deployments.webhooks.signature import EXPECTED, HEADER
+from models.errors import Conflict, PlatformError, Unauthorized
 
 API_VERSION = "1.0.0"
 JSON = "application/json"
@@ -39,7 +40,7 @@ REQUEST_ID = {
     "schema": {"type": "string"},
 }
 IDEMPOTENCY_KEY = {
-    "name": HEADER,
+    "name": IDEMPOTENCY_HEADER,
     "in": "header",
     "description": "Sent again with the same key, the same request is not carried out again: it"
     " joins the one at work, or gets its answer. 429, 5xx and broken streams are not kept.",
@@ -51,6 +52,13 @@ KEY = {
     "scheme": "bearer",
     "description": "An API key, or a token of the configured issuer. None where the platform is"
     " open, which it is on a loopback address only.",
+}
+SIGNATURE = {
+    "type": "apiKey",
+    "in": "header",
+    "name": HEADER,
+    "description": f"`{EXPECTED}`: HMAC-SHA256, under the source's secret, of that time, a dot and"
+    " the body as it is sent. Several `v1` may be given.",
 }
 RETRY_LATER = frozenset({429, 503})
 
@@ -89,7 +97,10 @@ def document(operations: Sequence[Operation]) -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "Frontier Run", "version": API_VERSION},
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"key": KEY}},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": KEY, "signature": SIGNATURE},
+        },
     }
 
 
@@ -128,6 +139,9 @@ def _operation(operation: Operation, schemas: Schemas) -> Schema:
     if operation.needs is not None:
         described["security"] = [{"key": []}]
         described["description"] = f"Needs the scope `{operation.needs}`."
+    if operation.verify is not None:
+        described["security"] = [{"signature": []}]
+        described["description"] = "Needs no API key: the body is signed."
     if operation.has_body:
         described["requestBody"] = {
             "required": True,
@@ -146,6 +160,14 @@ def _parameters(operation: Operation) -> Iterator[Schema]:
         yield IDEMPOTENCY_KEY
     for name in operation.param_convertors:
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+    for name, meaning in operation.headers.items():
+        yield {
+            "name": name,
+            "in": "header",
+            "required": False,
+            "description": meaning,
+            "schema": {"type": "string"},
+        }
     if operation.method == "GET":
         for name, schema in operation.takes.model_json_schema().get("properties", {}).items():
             yield {"name": name, "in": "query", "required": False, "schema": schema}
@@ -177,6 +199,8 @@ def _failures(operation: Operation, schemas: Schemas) -> Schema:
     errors: set[type[PlatformError]] = {*ANY_ERRORS, *operation.answers.errors}
     if operation.needs is not None:
         errors.update(ACCESS_ERRORS)
+    if operation.verify is not None:
+        errors.add(Unauthorized)
     if operation.has_body:
         errors.update(BODY_ERRORS)
     if _takes_keys(operation):

@@ -52,8 +52,13 @@ class Call(Generic[Input]):
     """What a POST or PATCH carries in its body and a GET in its query."""
     headers: Headers
     path: Mapping[str, str]
+    verified: Any = None
+    """What the operation's ``verify`` has found."""
 
 
+Verify: TypeAlias = Callable[[Headers, bytes], object]
+"""Takes the headers and the body as it came, before anything reads a meaning into it; raises what
+the client is told, or returns what the endpoint shall know."""
 Endpoint: TypeAlias = Callable[[Call[Any]], Awaitable[ASGIApp]]
 """Takes a call, returns the response."""
 
@@ -100,6 +105,8 @@ class Operation(Route):
         summary: str,
         needs: Right | None = Right.INFERENCE,
         repeat: Repeat = Repeat.REPLAYED,
+        verify: Verify | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
         self.method = method
@@ -110,6 +117,10 @@ class Operation(Route):
         self.needs = needs
         """What whoever asks must be allowed; ``None``: nothing."""
         self.repeat = repeat
+        self.verify = verify
+        """Of a route whose body is signed: its authentication, in place of a key."""
+        self.headers = dict(headers or {})
+        """Names and meanings of request headers, for the OpenAPI document."""
         self.allowed = frozenset(self.methods or ())
         self.on_path = self.allowed
         """Methods of all operations on this path."""
@@ -125,10 +136,15 @@ class Operation(Route):
             )
         exchange.require(self.needs)
         headers = Headers(scope=scope)
+        verified: object = None
         if self.has_body:
             parse_query(Nothing, scope["query_string"])
-            value = parse_json(self.takes, await read_json_body(headers, receive))
+            raw = await read_json_body(headers, receive)
+            if self.verify is not None:
+                verified = self.verify(headers, raw)
+            value = parse_json(self.takes, raw)
         else:
             value = parse_query(self.takes, scope["query_string"])
-        response = await self.endpoint(Call(exchange, value, headers, scope["path_params"]))
+        call = Call(exchange, value, headers, scope["path_params"], verified)
+        response = await self.endpoint(call)
         await response(scope, receive, send)

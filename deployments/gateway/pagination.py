@@ -1,4 +1,5 @@
-"""Cursor pagination over anything with a unique, ordered key (spec A7).
+"""Cursor pagination over anything with a unique, ordered key (spec A7): of what is in memory
+(``paginate``), and of a log in the database (``newest_first``).
 
 A cursor says "after this key" or "before this key", not "page 3": entries that come or go
 between two calls neither repeat others nor hide them.
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Generic, Protocol, Self, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -19,6 +20,11 @@ from models.errors import InvalidInput
 
 Item = TypeVar("Item")
 MAX_LIMIT = 500
+PAGED = {
+    "X-Next-Cursor": "Where the next page begins; absent on the last.",
+    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
+}
+"""For the OpenAPI document."""
 
 
 def _decimal(text: object) -> object:
@@ -99,4 +105,49 @@ def paginate(items: Iterable[Item], key: Callable[[Item], str], query: PageQuery
         page,
         previous=Cursor(key(page[0]), forward=False) if page and begin > 0 else None,
         next=Cursor(key(page[-1]), forward=True) if page and end < len(ordered) else None,
+    )
+
+
+class Numbered(Protocol):
+    @property
+    def id(self) -> int: ...
+
+
+Line = TypeVar("Line", bound=Numbered, covariant=True)
+
+
+class Log(Protocol[Line]):
+    async def __call__(
+        self, *, before: int | None = None, after: int | None = None, limit: int = 100
+    ) -> Sequence[Line]:
+        """The newest first: from the newest on, or the ones next to a line on either side."""
+        ...
+
+
+async def newest_first(log: Log[Line], query: PageQuery) -> Page[Line]:
+    """The page of a log that ``query`` asks for. Forward is further into the past.
+
+    Raises:
+        InvalidInput: the cursor is none of ours.
+    """
+    cursor = None if query.cursor is None else Cursor.decode(query.cursor)
+    key = None
+    if cursor is not None:
+        if not cursor.key.isdecimal() or len(cursor.key) > 18:
+            raise InvalidInput(
+                "cursor is not of this list; start again without it.", param="cursor"
+            )
+        key = int(cursor.key)
+    if cursor is None or cursor.forward:
+        found = list(await log(before=key, limit=query.limit + 1))
+        more, lines = len(found) > query.limit, found[: query.limit]
+        newer = key is not None
+    else:
+        found = list(await log(after=key, limit=query.limit + 1))
+        newer, lines = len(found) > query.limit, found[-query.limit :]
+        more = True
+    return Page(
+        lines,
+        previous=Cursor(str(lines[0].id), forward=False) if lines and newer else None,
+        next=Cursor(str(lines[-1].id), forward=True) if lines and more else None,
     )

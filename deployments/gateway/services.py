@@ -18,6 +18,8 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
+from deployments.webhooks.inbox import Inbox
+from deployments.webhooks.sources import Sources
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
 
@@ -181,6 +183,10 @@ class Services:
     """``None``: the platform is open, to this machine only."""
     meter: Meter | None = None
     """``None``: nothing is counted, and nobody has limits."""
+    webhook_sources: Sources = field(default_factory=Sources)
+    """Who may deliver webhooks."""
+    inbox: Inbox | None = None
+    """Of webhooks; ``None``: a gateway without a database."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic

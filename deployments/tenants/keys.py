@@ -10,17 +10,17 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from deployments.tenants.secrets import Secrets, of_file, of_variable
 from models import durable
 from models.errors import ConfigError
 from state.places import Places
 
 _KEY = re.compile(r"fr_([0-9a-f]{12})_[0-9a-f]{40}")
-LEAST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,30 +60,21 @@ class Peppers:
     Several machines need the variable, or one shared file.
     """
 
-    _all: Sequence[bytes] = field(repr=False)
+    _all: Secrets = field(repr=False)
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Raises ConfigError: too short, or a file that cannot be read or made."""
-        if given := environ.get("FRONTIER_KEY_SECRETS"):
-            return cls._parsed(given.split(","), "FRONTIER_KEY_SECRETS")
+        if (given := of_variable("FRONTIER_KEY_SECRETS", environ)) is not None:
+            return cls(given)
         path = Places.of(environ).home / "key_secrets"
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _make(path)
-            return cls._parsed(path.read_text().splitlines(), str(path))
+            return cls(of_file(path))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}; set FRONTIER_KEY_SECRETS") from None
-
-    @classmethod
-    def _parsed(cls, given: Sequence[str], where: str) -> Self:
-        found = [each.strip().encode() for each in given if each.strip()]
-        if not found or min(map(len, found)) < LEAST_BYTES:
-            raise ConfigError(
-                f"{where}: expected secrets of {LEAST_BYTES} characters or more, newest first"
-            )
-        return cls(found)
 
     def digest(self, text: str) -> str:
         """Of a new key; 64 hexadecimal digits."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deployments.gateway.pagination import Cursor, Page, PageQuery, paginate
+from deployments.gateway.pagination import Cursor, Page, PageQuery, newest_first, paginate
 from models.errors import InvalidInput
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -85,3 +89,45 @@ def test_the_limit_has_a_limit() -> None:
     for limit in ("0", "501", "-1", "1e2", "٣", ""):
         with pytest.raises(ValidationError):
             PageQuery.model_validate_strings({"limit": limit})
+
+
+@dataclass(frozen=True)
+class Line:
+    id: int
+
+
+def log_page(ids: set[int], limit: int, cursor: Cursor | None = None) -> Page[Line]:
+    async def log(
+        *, before: int | None = None, after: int | None = None, limit: int = 100
+    ) -> Sequence[Line]:
+        falling = sorted(ids, reverse=True)
+        if after is not None:
+            return [Line(id_) for id_ in falling if id_ > after][-limit:]
+        return [Line(id_) for id_ in falling if before is None or id_ < before][:limit]
+
+    query = PageQuery(limit=limit, cursor=cursor.encode() if cursor else None)
+    return asyncio.run(newest_first(log, query))
+
+
+@given(st.sets(st.integers(1, 10**17), max_size=12), LIMITS)
+@FEW
+def test_a_walk_through_a_log_sees_everything_once_and_back(ids: set[int], limit: int) -> None:
+    current = log_page(ids, limit)
+    assert current.previous is None
+    past = [line.id for line in current.items]
+    while current.next is not None:
+        current = log_page(ids, limit, current.next)
+        assert 1 <= len(current.items) <= limit
+        past += [line.id for line in current.items]
+    assert past == sorted(ids, reverse=True)
+    back = [line.id for line in reversed(current.items)]
+    while current.previous is not None:
+        current = log_page(ids, limit, current.previous)
+        back += [line.id for line in reversed(current.items)]
+    assert back == sorted(ids)
+
+
+@pytest.mark.parametrize("key", ["", "a", "-1", "1.0", "9" * 19])
+def test_a_cursor_of_another_list_is_refused(key: str) -> None:
+    with pytest.raises(InvalidInput, match="not of this list"):
+        log_page({1}, 1, Cursor(key, forward=True))

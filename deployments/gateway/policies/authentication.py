@@ -15,7 +15,8 @@ from deployments.tenants.principal import EVERYBODY, Principal
 from models.errors import PlatformError, Unauthorized
 from state.errors import StateError
 
-PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json"})
+PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/webhooks/ingest"})
+"""The last one is authenticated by its signature (``routes/webhooks.py``)."""
 MISSING = "Send an API key: `Authorization: Bearer fr_…`. Who runs this platform issues them."
 POLICY_VIOLATION = 1008
 TRY_AGAIN_LATER = 1013

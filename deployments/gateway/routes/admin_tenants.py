@@ -9,7 +9,7 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from deployments.gateway.operation import Answers, Call, Operation, Repeat
-from deployments.gateway.pagination import Cursor, Page, PageQuery, paginate
+from deployments.gateway.pagination import PAGED, Page, PageQuery, newest_first, paginate
 from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Success
@@ -35,10 +35,6 @@ from models.errors import Conflict, InvalidInput, NotFound, StateUnreachable
 TENANTS = "/admin/v1/tenants"
 TENANT = TENANTS + "/{tenant}"
 KEYS = TENANT + "/keys"
-PAGED = {
-    "X-Next-Cursor": "Where the next page begins; absent on the last.",
-    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
-}
 
 
 def operations(services: Services) -> list[Operation]:
@@ -223,28 +219,8 @@ async def list_audit(services: Services, call: Call[PageQuery]) -> ASGIApp:
 
 
 async def audit_page(directory: Directory, query: PageQuery) -> Page[Entry]:
-    """Forward is further into the past. Raises InvalidInput: the cursor is none of ours."""
-    cursor = None if query.cursor is None else Cursor.decode(query.cursor)
-    key = None
-    if cursor is not None:
-        if not cursor.key.isdecimal() or len(cursor.key) > 18:
-            raise InvalidInput(
-                "cursor is not of this list; start again without it.", param="cursor"
-            )
-        key = int(cursor.key)
-    if cursor is None or cursor.forward:
-        found = list(await directory.audit(before=key, limit=query.limit + 1))
-        more, entries = len(found) > query.limit, found[: query.limit]
-        newer = key is not None
-    else:
-        found = list(await directory.audit(after=key, limit=query.limit + 1))
-        newer, entries = len(found) > query.limit, found[-query.limit :]
-        more = True
-    return Page(
-        entries,
-        previous=Cursor(str(entries[0].id), forward=False) if entries and newer else None,
-        next=Cursor(str(entries[-1].id), forward=True) if entries and more else None,
-    )
+    """See ``newest_first``."""
+    return await newest_first(directory.audit, query)
 
 
 def _directory(services: Services) -> Directory:

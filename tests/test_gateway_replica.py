@@ -1,0 +1,82 @@
+"""The gateway's shell without a cluster: what it reads from configuration and environment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments import replicas
+from deployments.config import parse
+from deployments.observability.events import discard
+from deployments.replicas import GatewayReplica
+from deployments.webhooks.signature import signed
+from models.errors import ConfigError
+
+SECRET = "of-16-characters-or-more"
+BODY = b'{"id":"evt_1","type":"t","payload":{}}'
+STRIPE = {"sources": {"stripe": {"secrets": "${STRIPE_SECRETS}", "tenant": "acme"}}}
+
+
+class NobodyThere:
+    """A handle to a model that no test asks anything."""
+
+    generate = None
+
+    def options(self, **_: object) -> NobodyThere:
+        return self
+
+
+def gateway_replica(webhooks: Mapping[str, Any]) -> GatewayReplica:
+    """Made as ``app.build`` has it made."""
+    model = {"task": "generate", "source": "./model"}
+    config = parse({"models": {"m": model}, "gateway": {"webhooks": webhooks}})
+    return GatewayReplica(config.model_dump(mode="json"), {"m": NobodyThere()})
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(replicas, "_observers", lambda: discard)
+    monkeypatch.setattr(replicas, "bind_host", lambda: "127.0.0.1")
+
+
+@pytest.fixture
+async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    monkeypatch.setenv("STRIPE_SECRETS", SECRET)
+    replica = gateway_replica(STRIPE)
+    transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+    for task in replica._tasks:
+        task.cancel()
+    await asyncio.gather(*replica._tasks, return_exceptions=True)
+    await replica._database.close()
+
+
+async def test_webhooks_by_configuration_and_environment(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        "/webhooks/ingest",
+        content=BODY,
+        headers={
+            "content-type": "application/json",
+            "x-webhook-source": "stripe",
+            "x-webhook-signature": signed(BODY, (SECRET.encode(),), at=int(time.time())),
+        },
+    )
+    assert answer.status_code == 200, answer.text
+    [event] = (await client.get("/admin/v1/webhooks/events")).json()["data"]["events"]
+    assert (event["tenant"], event["source"], event["event_id"]) == ("acme", "stripe", "evt_1")
+
+
+async def test_a_source_without_its_secrets_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("STRIPE_SECRETS", raising=False)
+    with pytest.raises(ConfigError, match="STRIPE_SECRETS is not set"):
+        gateway_replica(STRIPE).__serve_build_asgi_app__()
