@@ -58,12 +58,19 @@ class KeyAuthenticator:
 
     Args:
         clock: seconds, never running backwards.
+        now: the time of day.
     """
 
     def __init__(
-        self, directory: Directory, peppers: Peppers, *, clock: Callable[[], float]
+        self,
+        directory: Directory,
+        peppers: Peppers,
+        *,
+        clock: Callable[[], float],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._peppers = peppers
+        self._now = now
         self._found: Fresh[tuple[Key, Tenant] | None] = Fresh(directory.find, clock=clock)
 
     async def principal(self, credential: str) -> Principal:
@@ -75,7 +82,7 @@ class KeyAuthenticator:
         if found is None or not self._peppers.fits(credential, found[0].digest):
             raise Unauthorized(BAD)
         key, tenant = found
-        if not key.live(datetime.now(UTC)):
+        if not key.live(self._now()):
             raise Unauthorized(BAD)
         return as_principal(tenant, f"key:{key.id}", key)
 

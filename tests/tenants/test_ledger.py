@@ -126,12 +126,12 @@ async def test_rows_wait_for_the_database_and_are_written_once(
         def write(self) -> object:
             raise StateUnavailable("gone")
 
+    ledger.database = Down()  # type: ignore[assignment]
     for _ in range(10):
         ledger(event())
     batch = [dict(each) for each in ledger._waiting[:4]]
-    async with good.write() as c:
+    async with good.write() as c:  # as if the answer to this had been lost
         await c.execute(tables.usage.insert(), batch)
-    ledger.database = Down()  # type: ignore[assignment]
     await asyncio.sleep(0.05)
     assert len(ledger._waiting) == 10
     ledger.check()
