@@ -62,6 +62,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy is no database that is down."""
+    monkeypatch.setattr(module, "PATIENCE_S", 30.0)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
