@@ -112,6 +112,7 @@ class Exchange:
         """Take upon this request all that ``work`` used. One of those that waited does."""
         self.label(work)
         self.choices, self.usage, self.timings = work.choices, work.usage, work.timings
+        self.cost = work.cost
 
     def finished(self, at: float) -> RequestFinished:
         """The event that closes the exchange."""

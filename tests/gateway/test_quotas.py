@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from deployments.config import PlanConfig, PriceConfig
 from deployments.gateway.app import create_app
+from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.meter import Meter
 from deployments.tenants.principal import GRANTS, Principal, Role
 from models.errors import InternalError, Overloaded, Timeout
 from state.counters import Strategy
 from state.counters.memory import MemoryCounters
+from state.database import Database
+from state.places import sqlite_url
 from tests.gateway.asgi import BASE, RawCall
 from tests.gateway.contract import Contract
 from tests.gateway.fakes import World
@@ -195,6 +200,30 @@ async def test_predictions_are_requests(client: httpx.AsyncClient, meter: Meter)
     answer = await client.post("/v1/models/digits/predict", json={"inputs": [1]})
     assert answer.status_code == 200
     assert (await left(meter))["requests_per_minute"] == 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_replay_costs_nothing(
+    world: World, meter: Meter, contract: Contract, tmp_path: Path, stream: bool
+) -> None:
+    async with await Database.open(sqlite_url(tmp_path / "frontier.db")) as database:
+        services = replace(world.services(), idempotency=IdempotencyRecords(database, ttl_s=60))
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(services)),
+            base_url=BASE,
+            headers={"authorization": "Bearer fr_1", "idempotency-key": "once"},
+            event_hooks={"response": [contract.check]},
+        ) as client:
+            first = await client.post(CHAT, json=asking(max_tokens=100, stream=stream))
+            after = await left(meter)
+            again = await client.post(CHAT, json=asking(max_tokens=100, stream=stream))
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.text == first.text
+    assert first.headers["x-ratelimit-remaining-rpm"] == "4"
+    assert "x-ratelimit-remaining-rpm" not in again.headers
+    assert await left(meter) == after
+    assert [event.cost for event in world.recorder.finished] == [40, 0]
+    assert len(world.generator.requests) == 1
 
 
 async def test_what_it_cost_is_told_with_the_end(

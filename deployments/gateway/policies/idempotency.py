@@ -303,6 +303,7 @@ class Flight:
         def opening(start: Message) -> Message:
             exchange.failure_frame = self.exchange.failure_frame
             if first and self.works:
+                exchange.levels = self.exchange.levels
                 return dict(start)
             headers = [header for header in start["headers"] if is_lasting(header[0])]
             return {**start, "headers": [*headers, REPLAYED]}
