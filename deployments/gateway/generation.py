@@ -83,11 +83,10 @@ class Generation:
         sampling = self._guard.sampling(sampling, served.sampling)
         self.choices = exchange.choices = n * len(prompts)
         self._context = served.context
-        self._most_tokens = sampling.max_tokens or sampling.token_cap or served.context
-        if self._most_tokens is None:
-            self._most_tokens = MOST_TOKENS
-            if services.meter is not None:
-                sampling = replace(sampling, max_tokens=MOST_TOKENS)  # what is reserved must hold
+        most = sampling.max_tokens or sampling.token_cap or served.context
+        if most is None and services.meter is not None:
+            sampling = replace(sampling, max_tokens=MOST_TOKENS)  # what is reserved must hold
+        self._most_tokens = most or MOST_TOKENS
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(
