@@ -7,10 +7,11 @@ policy tells the subscribers when all is over. On a WebSocket every request has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from deployments.caching.reuse import BY_WORK, Outcome, Wish
 from deployments.observability.events import RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
@@ -45,6 +46,12 @@ class Exchange:
     first_output: float | None = None
     """When a stream's first output was there."""
     choices: int = 1
+    wish: Wish = field(default_factory=Wish)
+    """Of the cache."""
+    calls: int = 1
+    """To models."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What the cache did for those of the calls that have heard from it."""
     usage: Usage | None = None
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
@@ -71,6 +78,18 @@ class Exchange:
     def called(self) -> str | None:
         """The model as the client calls it."""
         return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the cache did for the request: the most work that any of its calls took.
+
+        A call that has not heard yet may become any. ``None``: it had nothing to do.
+        """
+        if not self.outcomes:
+            return None
+        if len(self.outcomes) < self.calls:
+            return Outcome.MISS
+        return max(self.outcomes, key=BY_WORK.index)
 
     def account(self, last: Delta) -> None:
         """Add what the last delta of a generator call reports.

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
+
+if TYPE_CHECKING:  # what caches embeddings speaks of them in the words of this file
+    from deployments.caching.cache import ResponseCache
 
 T = TypeVar("T")
 
@@ -35,8 +38,14 @@ CHAMPION = "champion"
 class EmbedResult:
     vectors: Sequence[Sequence[float] | NDArray[np.float32]]
     """One for each input, in order."""
-    prompt_tokens: int
-    """Summed over the inputs."""
+    tokens: Sequence[int]
+    """Read of each input, in order."""
+    answered_by: str | None = None
+    """As of ``models.contracts.Delta``."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(self.tokens)
 
 
 class Embedder(Protocol):
@@ -90,6 +99,9 @@ class ServedModel:
     context: int | None = None
     """Tokens of prompt and output together, where the model has such a limit."""
     owned_by: str = "frontier-run"
+    identity: str | None = None
+    """A name for exactly what answers, without an adapter; ``None``: it may change unnoticed,
+    so its answers are not cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +186,8 @@ class Services:
     """Tenants and keys; ``None``: a gateway without a database."""
     authenticator: Authenticator | None = None
     """``None``: the platform is open, to this machine only."""
+    cache: ResponseCache | None = None
+    """``None``: every answer is computed."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic

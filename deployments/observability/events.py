@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from deployments.caching.reuse import Outcome
 from models.contracts import Priority, Timings, Usage
 
 
@@ -121,6 +122,16 @@ class AdaptersResident:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheAsked:
+    """An answer that may be cached was asked for. A failure may have followed."""
+
+    model: str
+    outcome: Outcome
+    times: int = 1
+    """Inputs, of an embedding call."""
+
+
 Event: TypeAlias = (
     RequestFinished
     | RequestStarted
@@ -132,6 +143,7 @@ Event: TypeAlias = (
     | AdapterFailed
     | AdapterEvicted
     | AdaptersResident
+    | CacheAsked
 )
 Emit: TypeAlias = Callable[[Event], None]
 
