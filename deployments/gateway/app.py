@@ -18,6 +18,7 @@ from deployments.gateway.operation import Operation
 from deployments.gateway.policies.access import Access
 from deployments.gateway.policies.authentication import Authentication
 from deployments.gateway.policies.body_limit import BodyLimit
+from deployments.gateway.policies.cache_control import CacheControl
 from deployments.gateway.policies.compression import Compression
 from deployments.gateway.policies.deadline import Deadline
 from deployments.gateway.policies.disconnect import Disconnect
@@ -87,6 +88,7 @@ def policies(services: Services) -> Sequence[Policy]:
         partial(Failures, now=services.now),
         partial(Authentication, authenticator=services.authenticator),
         *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),
+        *([] if services.cache is None else [CacheControl]),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
         partial(Deadline, limit_s=partial(limit_s, config)),
@@ -113,6 +115,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
                 "X-Request-ID",
                 "Retry-After",
                 "Server-Timing",
+                "X-Cache",
                 "X-Next-Cursor",
                 "X-Prev-Cursor",
             ),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self, cast
 
 from deployments.gateway.exchange import Exchange
+from deployments.gateway.remembering import remembering_generator
 from deployments.gateway.services import Services
 from models.contracts import (
     Delta,
@@ -64,11 +65,12 @@ class Generation:
         stream: bool,
         priority: Priority,
     ) -> None:
-        self._generator = services.generator(model)
+        self._generator = remembering_generator(services, exchange, model)
         served, adapter = services.find(model)
         exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
         self.choices = exchange.choices = n * len(prompts)
+        exchange.calls = len(prompts)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(
