@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import pytest
 from httpx import Response
 from openai import OpenAI
+from websockets.asyncio.client import connect
 
 from deployments.caching.cache import ResponseCache, opened
 from deployments.config import CacheConfig
 from deployments.gateway.app import create_app
 from deployments.observability.events import CacheAsked
 from deployments.tenants.principal import GRANTS, Principal, Role
-from models.contracts import FinishReason
+from models.contracts import Delta, FinishReason, GenerateRequest
 from models.errors import Unauthorized, Unavailable, UpstreamError
 from state.cache import Bounds, Lenient
 from state.cache.memory import MemoryCache
@@ -28,6 +30,8 @@ from tests.gateway.asgi import BASE, RawCall
 from tests.gateway.contract import chunks, events
 from tests.gateway.fakes import FakeGenerator, World
 from tests.gateway.server import LiveServer
+from tests.gateway.test_infer_socket import PATH as SOCKET
+from tests.gateway.test_infer_socket import Socket
 from tests.servers import free_port
 
 CHAT, COMPLETIONS, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -50,6 +54,24 @@ def outcome(answer: Response) -> str | None:
     assert answer.status_code == 200, answer.text
     found: str | None = answer.headers.get("x-cache")
     return found
+
+
+@dataclass
+class HeldGenerator(FakeGenerator):
+    """Says nothing before it may."""
+
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        await self.go.wait()
+        async for delta in super().generate(request):
+            yield delta
+
+
+async def until_asked(world: World, times: int) -> None:
+    async with asyncio.timeout(20):
+        while len(asked(world)) < times:  # noqa: ASYNC110  # events have nobody to tell
+            await asyncio.sleep(0.001)
 
 
 def asked(world: World) -> list[tuple[str, str, int]]:
@@ -208,11 +230,14 @@ async def test_a_refused_request_says_nothing(client: httpx.AsyncClient) -> None
 # --- together
 
 
-async def test_identical_requests_are_computed_once(
-    client: httpx.AsyncClient, world: World
-) -> None:
-    world.generator.delay_s = 0.02
-    answers = await asyncio.gather(*(client.post(CHAT, json=chatting()) for _ in range(5)))
+async def test_identical_requests_are_computed_once(world: World) -> None:
+    world.generator = held = HeldGenerator()
+    transport = httpx.ASGITransport(create_app(world.services()))
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+        calls = asyncio.gather(*(client.post(CHAT, json=chatting()) for _ in range(5)))
+        await until_asked(world, 5)
+        held.go.set()
+        answers = await calls
     assert sorted(str(outcome(answer)) for answer in answers) == ["join"] * 4 + ["miss"]
     assert {a.json()["choices"][0]["message"]["content"] for a in answers} == {"Hello!"}
     assert len({answer.json()["id"] for answer in answers}) == 5
@@ -256,6 +281,8 @@ class Keys:
 
 
 async def test_tenants_never_share(world: World) -> None:
+    world.generator = held = HeldGenerator()
+    held.go.set()
     services = replace(world.services(), authenticator=Keys())
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
@@ -273,13 +300,17 @@ async def test_tenants_never_share(world: World) -> None:
         assert await world.cache.store.drop("acme") == 2
         assert await ask("acme") == ("miss", "miss")
         assert await ask("zeta") == ("hit", "hit")
-        world.generator.delay_s = 0.02
-        answers = await asyncio.gather(
+        before = len(asked(world))
+        held.go.clear()
+        calls = asyncio.gather(
             *(
                 client.post(CHAT, json=chatting(seed=5), headers={"x-api-key": tenant})
                 for tenant in ("acme", "zeta", "acme")
             )
         )
+        await until_asked(world, before + 3)
+        held.go.set()
+        answers = await calls
         assert [outcome(answer) for answer in answers] == ["miss", "miss", "join"]
 
 
@@ -357,6 +388,21 @@ def test_the_official_client(server: LiveServer, world: World) -> None:
             assert vectors[1].embedding == [1.0, 98.0, 0.5]
     assert len(world.generator.requests) == 1
     assert len(world.embedder.calls) == 2
+
+
+@pytest.mark.parametrize(("said", "computed"), [("max-age=60", 1), ("no-store", 3)])
+async def test_a_socket_s_requests_wish_what_its_opening_said(
+    server: LiveServer, world: World, said: str, computed: int
+) -> None:
+    url = server.url.replace("http", "ws") + SOCKET
+    async with connect(url, additional_headers={"cache-control": said}) as connection:
+        socket = Socket(connection)
+        for id_ in "abc":
+            await socket.ask(id_, params={"temperature": 0})
+            *tokens, (event, data) = await socket.hear_all(id_)
+            assert "".join(data["text"] for _, data in tokens) == "Hello!"
+            assert (event, data["usage"]["completion_tokens"]) == ("done", 3)
+    assert len(world.generator.requests) == computed
 
 
 async def test_a_cache_that_is_down_is_a_miss(world: World) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from state.cache import Bounds, Cache, Lenient, open_cache
+from state.cache import Bounds, Cache, Lenient, open_cache, redis
 from state.cache.contract import ENTRY_BYTES
 from state.cache.lenient import REST_S
 from state.cache.memory import MemoryCache
@@ -25,6 +29,7 @@ from tests.servers import RedisServer, free_port, redis_server
 
 __all__ = ["redis_server"]
 
+ROOT = Path(__file__).parents[2]
 BOUNDS = Bounds(max_bytes=4 * (ENTRY_BYTES + 100), max_entry_bytes=200)
 """Four entries of 100 bytes."""
 names = itertools.count()
@@ -38,6 +43,12 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is not a server that is down."""
+    monkeypatch.setattr(redis, "TIMEOUT_S", 20)
 
 
 Make = Callable[..., Cache]
@@ -293,6 +304,42 @@ async def test_the_file_is_its_owner_s_alone(tmp_path: Path) -> None:
     for file in (tmp_path / "new").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     await cache.close()
+
+
+OPEN_AND_WRITE = """
+import asyncio, sys
+from pathlib import Path
+from state.cache import Bounds, sqlite
+from state.cache.sqlite import SqliteCache
+
+sqlite.PATIENCE_S = 50  # who fills the file is not in a hurry, and the machine may be busy
+
+async def main(file, owner):
+    cache = SqliteCache(Path(file), Bounds(max_bytes=10_000_000, max_entry_bytes=1000))
+    for number in range(100):
+        await cache.put(owner, {str(number): owner.encode()}, ttl_s=60)
+    values = await cache.get(owner, [str(number) for number in range(100)])
+    assert values == [owner.encode()] * 100
+    await cache.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_processes_that_make_and_fill_a_file_at_once(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", OPEN_AND_WRITE, str(tmp_path / "cache.db")]
+    writing = [
+        subprocess.Popen([*words, owner], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for owner in ("a", "b", "c")
+    ]
+    said = [process.communicate(timeout=60)[1] for process in writing]
+    assert [process.returncode for process in writing] == [0] * 3, said
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as connection:
+        [sums] = connection.execute(
+            "SELECT (SELECT bytes FROM total), sum(size), count(*) FROM entries"
+        )
+    assert sums[0] == sums[1]
+    assert sums[2] == 300
 
 
 async def test_a_file_keeps_its_sum_over_a_restart(tmp_path: Path) -> None:
