@@ -389,6 +389,23 @@ class WebhooksConfig(Section):
         return self
 
 
+class CacheConfig(Section):
+    """Of answers that asking again would repeat: temperature 0 or a seed, and embeddings.
+
+    Off unless wanted: what it holds are tenants' prompts' answers, which then lie on a disk;
+    and a measurement that repeats its prompts would measure the cache. Where it lies:
+    ``FRONTIER_CACHE_STORE``. Of models only whose source says exactly what it is: a version,
+    a commit, a ``sha256``.
+    """
+
+    enabled: bool = False
+    ttl_s: PositiveSeconds = 3600
+    max_bytes: int = Field(default=268_435_456, ge=1)
+    """Of all answers together; those unused for longest make room."""
+    max_entry_bytes: int = Field(default=1_048_576, ge=1)
+    """Of one answer; a longer one is not kept."""
+
+
 class GatewayConfig(Section):
     replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
@@ -414,6 +431,7 @@ class GatewayConfig(Section):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     guardrails: GuardrailsConfig = GuardrailsConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
+    cache: CacheConfig = CacheConfig()
 
 
 class PlatformConfig(Section):

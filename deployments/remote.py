@@ -16,8 +16,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -81,12 +79,14 @@ class RemoteEmbedder:
         parts = [
             inputs[at : at + EMBED_CALL_INPUTS] for at in range(0, len(inputs), EMBED_CALL_INPUTS)
         ]
-        results: list[tuple[NDArray[np.float32], int]] = await asyncio.gather(
+        results: list[EmbedResult] = await asyncio.gather(
             *(self._ask(self._embed, list(part), priority, tenant, timeout_s) for part in parts)
         )
+        answered_by = {result.answered_by for result in results}  # each by some replica
         return EmbedResult(
-            vectors=[vector for vectors, _ in results for vector in vectors],
-            prompt_tokens=sum(tokens for _, tokens in results),
+            vectors=[vector for result in results for vector in result.vectors],
+            tokens=[tokens for result in results for tokens in result.tokens],
+            answered_by=answered_by.pop() if len(answered_by) == 1 else None,
         )
 
 

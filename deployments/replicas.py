@@ -26,6 +26,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from deployments.caching.cache import opened
+from deployments.caching.identity import identity, with_adapter
 from deployments.catalogue import Catalogue, folder_of, keep_telling, located
 from deployments.config import (
     BatchLimits,
@@ -40,7 +42,7 @@ from deployments.engines.batcher import Batcher, predict_each
 from deployments.engines.following import Batching, Following
 from deployments.engines.pointer import Pointers, Version
 from deployments.gateway.app import create_app
-from deployments.gateway.services import ServedModel, Services
+from deployments.gateway.services import EmbedResult, ServedModel, Services
 from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
 from deployments.observability.events import BatchRan, Emit, fan_out
@@ -102,6 +104,7 @@ class GeneratorReplica:
 
         model = GenerateModel.model_validate(config)
         self._name = name
+        self._identity = identity(model)
         self._version, folder = located(model)
         self._catalogue = Catalogue()
         self._found: dict[str, Version] = {}
@@ -122,10 +125,15 @@ class GeneratorReplica:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | PlatformError]:
         """Deltas; a failure comes as the last item."""
         try:
+            answered_by = self._identity
             if request.adapter is not None:
                 version = await self._adapters.get(request.adapter)
                 request = replace(request, adapter=version.name)
+                if answered_by is not None and version.content_sha256 is not None:
+                    answered_by = with_adapter(answered_by, version.content_sha256)
             async for delta in self._engine.generate(request):
+                if delta.usage is not None:
+                    delta = replace(delta, answered_by=answered_by)
                 yield delta
         except PlatformError as error:
             yield error
@@ -226,6 +234,7 @@ class PredictorReplica:
     def __init__(self, name: str, config: Mapping[str, Any], registry: Mapping[str, Any]) -> None:
         self._name = name
         self._model = FIXED_COST.validate_python(config)
+        self._identity = identity(self._model) if isinstance(self._model, EmbedModel) else None
         self._emit = _observers()
         self._catalogue = Catalogue()
         version, folder = located(self._model)
@@ -270,14 +279,18 @@ class PredictorReplica:
 
     async def embed(
         self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
-    ) -> tuple[NDArray[np.float32], int] | PlatformError:
-        """Vectors ``[inputs, dimensions]`` float32, and the tokens read; or what went wrong."""
+    ) -> EmbedResult | PlatformError:
+        """Vectors as ``[inputs, dimensions]`` float32; or what went wrong."""
         answer = await self.predict(inputs, priority, tenant, timeout_s)
         if isinstance(answer, PlatformError):
             return answer
         outputs = cast("list[Embedding]", answer[0])
         vectors = np.stack([output["embedding"] for output in outputs])
-        return vectors, sum(output["tokens"] for output in outputs)
+        return EmbedResult(
+            vectors=cast("Sequence[NDArray[np.float32]]", vectors),
+            tokens=[output["tokens"] for output in outputs],
+            answered_by=self._identity,
+        )
 
     async def _submit(
         self,
@@ -394,6 +407,7 @@ class GatewayReplica:
                 ),
                 webhook_sources=sources,
                 inbox=inbox,
+                cache=opened(config.cache, emit),
                 bind_host=bind_host(),
             )
         )
@@ -416,7 +430,13 @@ class GatewayReplica:
         retries = self._config.gateway.start_retries
         if isinstance(model, EmbedModel):
             embedder = RemoteEmbedder(name, handle, retries=retries)
-            return ServedModel(name=name, task="embed", created=created, embedder=embedder)
+            return ServedModel(
+                name=name,
+                task="embed",
+                created=created,
+                embedder=embedder,
+                identity=identity(model),
+            )
         if isinstance(model, PredictModel):
             return ServedModel(
                 name=name,
@@ -433,4 +453,5 @@ class GatewayReplica:
             generator=RemoteGenerator(name, handle, retries=retries),
             sampling=Sampling(**model.sampling.model_dump()),
             context=model.engine.context,
+            identity=identity(model),
         )

@@ -147,6 +147,9 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    answered_by: str | None = None
+    """Of the last delta: a name for exactly what answered, weights and adapter and all that an
+    answer depends on; ``None``: it cannot be told."""
 
 
 class Generator(Protocol):

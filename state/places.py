@@ -1,4 +1,4 @@
-"""Where everything durable lives: one folder, unless a variable says otherwise.
+"""Where everything lives that outlasts a process: one folder, unless a variable says otherwise.
 
 =====================  ==================================  ==============================
 what                   where                               elsewhere
@@ -9,10 +9,12 @@ counters               ``HOME/counters.db`` (SQLite)       ``FRONTIER_COUNTERS``
 artifacts              ``HOME/artifacts``                  ``FRONTIER_ARTIFACTS``, a folder
                                                            or any fsspec URL
 runs                   ``HOME/runs``                       ``FRONTIER_RUNS``, a folder
+cache of answers       ``HOME/cache.db`` (SQLite)          ``FRONTIER_CACHE_STORE``, a URL
 =====================  ==================================  ==============================
 
 None depends on the working directory, which inside ``ray job submit`` is a copy that goes
-away. Nothing is created here: whoever writes makes the folder.
+away. Nothing is created here: whoever writes makes the folder. (``FRONTIER_CACHE`` is another
+thing: the folder of fetched weights, see ``models/sources``.)
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class Places:
     artifacts: str
     """An absolute folder, or an fsspec URL (``s3://bucket/prefix``)."""
     runs: Path
+    cache: str = field(repr=False)
+    """A URL that ``state.cache`` knows; it may carry a password."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -46,6 +50,7 @@ class Places:
             counters=environ.get("FRONTIER_COUNTERS") or f"sqlite:///{home / 'counters.db'}",
             artifacts=artifacts if "://" in artifacts else str(_folder(artifacts)),
             runs=_folder(environ.get("FRONTIER_RUNS") or home / "runs"),
+            cache=environ.get("FRONTIER_CACHE_STORE") or f"sqlite:///{home / 'cache.db'}",
         )
 
 

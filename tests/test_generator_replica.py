@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from deployments import catalogue, replicas
+from deployments.caching.identity import identity, with_adapter
 from deployments.catalogue import Catalogue
 from deployments.config import GenerateModel
 from deployments.observability.events import discard
 from deployments.replicas import GeneratorReplica
 from models import artifact
 from models.artifact import Facts
-from models.contracts import GenerateRequest, Sampling
+from models.contracts import Delta, GenerateRequest, Sampling
 from models.errors import InvalidInput, NotFound, PlatformError, Unavailable
 from models.registry import Registry, open_registry
+from models.sources.folder import sha256_weights
 from models.store import Store
 from models.versions import Version
 from tests import tiny_models
@@ -202,3 +204,41 @@ async def test_it_is_written_down_who_serves(
         while not (uses := (await registry.lineage("poet")).uses):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert [(use.name, use.replica) for use in uses] == [("tiny:poet@1", "r1")]
+
+
+async def answered_by(shell: GeneratorReplica, adapter: str | None) -> list[str | None]:
+    """What each delta of an answer says of it."""
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+    request = GenerateRequest(
+        id="r", model="tiny", prompt="Hello", adapter=adapter, sampling=sampling, stream=True
+    )
+    return [item.answered_by async for item in shell.generate(request) if isinstance(item, Delta)]
+
+
+async def test_an_answer_says_exactly_what_it_is_from(
+    base: Path, registry: Registry, made: list[Path], tmp_path: Path
+) -> None:
+    sha256 = sha256_weights(sorted(base.glob("*.safetensors")))  # noqa: ASYNC240
+    model = GenerateModel.model_validate(
+        {"task": "generate", "source": str(base), "sha256": sha256, "engine": {"threads": 1}}
+    )
+    rhythm = {"refresh_s": REFRESH_S, "heartbeat_s": 60}
+    pinned = GeneratorReplica("tiny", model.model_dump(mode="json"), rhythm)
+    version = await add(registry, made[0], tmp_path / "1", "champion")
+    plain, poet = [await answered_by(pinned, adapter) for adapter in (None, "poet")]
+    mine = identity(model)
+    assert mine is not None
+    assert plain == [None] * (len(plain) - 1) + [mine], "the gateway reckons the same"
+    assert poet[-1] == with_adapter(mine, version.artifact)
+    for task in pinned._tasks:
+        task.cancel()
+    await asyncio.gather(*pinned._tasks, return_exceptions=True)
+    await pinned._catalogue.close()
+
+
+async def test_an_answer_of_what_may_change_unnoticed_says_nothing(
+    shell: GeneratorReplica, registry: Registry, made: list[Path], tmp_path: Path
+) -> None:
+    await add(registry, made[0], tmp_path / "1", "champion")
+    assert set(await answered_by(shell, None)) == {None}
+    assert set(await answered_by(shell, "poet")) == {None}

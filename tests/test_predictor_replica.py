@@ -9,10 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from deployments import catalogue, replicas
-from deployments.config import PredictModel
+from deployments.caching.identity import identity
+from deployments.config import EmbedModel, PredictModel
+from deployments.engines.pointer import Version as Located
+from deployments.gateway.services import EmbedResult
 from deployments.observability.events import discard
 from deployments.replicas import PredictorReplica
 from models import artifact
@@ -160,3 +164,31 @@ async def test_it_is_written_down_who_serves(tmp_path: Path) -> None:
 async def test_what_is_not_there_stops_the_start() -> None:
     with pytest.raises(NotFound, match="no model scale"):
         replica()
+
+
+class Lengths:
+    """Embeds a text as its length."""
+
+    def predict_batch(self, inputs: Sequence[Json]) -> Sequence[Json]:
+        embedded = [
+            {"embedding": np.array([len(str(text)), 1], np.float32), "tokens": len(str(text))}
+            for text in inputs
+        ]
+        return cast("list[Json]", embedded)
+
+
+@pytest.mark.parametrize("sha256", [None, "ab" * 32])
+async def test_vectors_say_exactly_what_they_are_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sha256: str | None
+) -> None:
+    monkeypatch.setattr(replicas, "located", lambda model: (Located(content_sha256=None), tmp_path))
+    monkeypatch.setattr(replicas, "_predictor", lambda model, folder: Lengths())
+    model = EmbedModel(task="embed", source=str(tmp_path), sha256=sha256)
+    shell = PredictorReplica("lengths", model.model_dump(mode="json"), RHYTHM)
+    result = await shell.embed(["a", "bcd"], Priority.STANDARD, "public", 5.0)
+    assert isinstance(result, EmbedResult)
+    assert np.array_equal(np.asarray(result.vectors), [[1, 1], [3, 1]])
+    assert (result.tokens, result.prompt_tokens) == ([1, 3], 4)
+    assert result.answered_by == identity(model), "the gateway reckons the same"
+    assert (result.answered_by is None) == (sha256 is None)
+    await stop(shell)

@@ -9,11 +9,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments import remote
+from deployments.gateway.services import EmbedResult
 from deployments.remote import RemoteEmbedder, RemoteGenerator, translate
 from models.contracts import Delta, GenerateRequest
 from models.errors import (
@@ -96,6 +98,13 @@ def embed(replicas: Replicas, *, retries: int = 1, inputs: int = 1) -> Any:
     return asyncio.run(call)
 
 
+def embedded(
+    vectors: NDArray[np.float32], tokens: int, answered_by: str | None = None
+) -> EmbedResult:
+    first, rest = tokens - len(vectors) + 1, len(vectors) - 1
+    return EmbedResult(vectors=list(vectors), tokens=[first, *[1] * rest], answered_by=answered_by)
+
+
 def delta(token: int) -> Delta:
     return Delta(index=0, text=str(token), token_ids=(token,))
 
@@ -143,7 +152,7 @@ def test_a_client_that_leaves_cancels_the_replica() -> None:
 
 def test_embedding_goes_to_another_replica() -> None:
     vectors = np.ones((1, 3), np.float32)
-    replicas = Replicas(ActorUnavailableError("gone", None), (vectors, 4))
+    replicas = Replicas(ActorUnavailableError("gone", None), embedded(vectors, 4))
     result = embed(replicas)
     assert np.array_equal(result.vectors, vectors)
     assert result.prompt_tokens == 4
@@ -163,10 +172,21 @@ def test_a_refused_embedding_is_raised() -> None:
 
 def test_a_long_list_is_embedded_in_parts_and_keeps_its_order() -> None:
     sizes = (remote.EMBED_CALL_INPUTS, 1)
-    parts = [(np.full((size, 2), i, np.float32), size) for i, size in enumerate(sizes)]
+    parts = [embedded(np.full((size, 2), i, np.float32), size) for i, size in enumerate(sizes)]
     result = embed(Replicas(*parts), inputs=sum(sizes))
     assert [vector[0] for vector in result.vectors] == [0.0] * sizes[0] + [1.0]
     assert result.prompt_tokens == sum(sizes)
+
+
+def test_what_embedded_is_told_if_all_parts_agree() -> None:
+    def ask(*versions: str) -> str | None:
+        parts = [embedded(np.ones((1, 2), np.float32), 1, version) for version in versions]
+        inputs = 1 + remote.EMBED_CALL_INPUTS * (len(versions) - 1)
+        told: EmbedResult = embed(Replicas(*parts), inputs=inputs)
+        return told.answered_by
+
+    assert ask("v1") == ask("v1", "v1") == "v1"
+    assert ask("v1", "v2") is None, "while versions change"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ import httpx
 from models.contracts import Json
 from models.errors import ConfigError, UpstreamError
 
+NO_STORE = {"cache-control": "no-store"}
+"""What is measured is the model, not the gateway's cache."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -68,7 +71,9 @@ class Client:
         text, first, done = "", None, False
         usage: dict[str, int] = {}
         try:
-            async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            async with self._http.stream(
+                "POST", "/v1/chat/completions", json=body, headers=NO_STORE
+            ) as response:
                 if response.status_code != 200:
                     return self._failure(response.status_code, await response.aread(), began)
                 async for line in response.aiter_lines():

@@ -48,6 +48,8 @@ async def metered(services: Services, exchange: Exchange, work: Work) -> AsyncIt
             spent = used(
                 admission.reserved, usage=exchange.usage, seen=0, streamed=False, refused=refused
             )
+            if not exchange.worked:
+                spent = Work()
             exchange.cost = services.meter.settle(admission, spent)
 
 

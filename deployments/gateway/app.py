@@ -18,6 +18,7 @@ from deployments.gateway.operation import Operation
 from deployments.gateway.policies.access import Access
 from deployments.gateway.policies.authentication import Authentication
 from deployments.gateway.policies.body_limit import BodyLimit
+from deployments.gateway.policies.cache_control import CacheControl
 from deployments.gateway.policies.compression import Compression
 from deployments.gateway.policies.deadline import Deadline
 from deployments.gateway.policies.disconnect import Disconnect
@@ -94,6 +95,7 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         partial(Failures, now=services.now),
         partial(Authentication, authenticator=services.authenticator),
         *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),
+        *([] if services.cache is None else [CacheControl]),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
         partial(Deadline, limit_s=partial(limit_s, config)),
@@ -144,6 +146,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
                 "X-Request-ID",
                 "Retry-After",
                 "Server-Timing",
+                "X-Cache",
                 "X-Next-Cursor",
                 "X-Prev-Cursor",
                 "Idempotent-Replayed",

@@ -7,10 +7,11 @@ policy tells the subscribers when all is over. On a WebSocket every request has 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from deployments.caching.reuse import BY_WORK, Outcome, Wish
 from deployments.observability.events import RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
@@ -50,7 +51,15 @@ class Exchange:
     first_output: float | None = None
     """When a stream's first output was there."""
     choices: int = 1
+    wish: Wish = field(default_factory=Wish)
+    """Of the cache."""
+    calls: int = 1
+    """To models."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What the cache did for those of the calls that have heard from it."""
     usage: Usage | None = None
+    remembered: Usage = Usage(prompt_tokens=0, completion_tokens=0)
+    """The part of ``usage`` that others have paid for: it came from the cache."""
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
     """How a stream that has begun tells its client of a failure."""
@@ -82,6 +91,23 @@ class Exchange:
         """The model as the client calls it."""
         return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the cache did for the request: the most work that any of its calls took.
+
+        A call that has not heard yet may become any. ``None``: it had nothing to do.
+        """
+        if not self.outcomes:
+            return None
+        if len(self.outcomes) < self.calls:
+            return Outcome.MISS
+        return max(self.outcomes, key=BY_WORK.index)
+
+    @property
+    def worked(self) -> bool:
+        """False: all of the answer was remembered, or computed for another request."""
+        return self.outcome in (None, Outcome.MISS)
+
     def account(self, last: Delta) -> None:
         """Add what the last delta of a generator call reports.
 
@@ -89,13 +115,9 @@ class Exchange:
         says where the time went.
         """
         if (usage := last.usage) is not None:
-            if (sum_ := self.usage) is not None:
-                usage = Usage(
-                    prompt_tokens=sum_.prompt_tokens + usage.prompt_tokens,
-                    completion_tokens=sum_.completion_tokens + usage.completion_tokens,
-                    cached_tokens=sum_.cached_tokens + usage.cached_tokens,
-                )
-            self.usage = usage
+            self.usage = usage if self.usage is None else _sum(self.usage, usage)
+            if last.timings is None:  # nobody has computed it for this request
+                self.remembered = _sum(self.remembered, usage)
         if (timings := last.timings) is not None and (
             self.timings is None or timings.total_s > self.timings.total_s
         ):
@@ -130,11 +152,20 @@ class Exchange:
             subject=self.subject,
             adapter=self.adapter,
             cost=self.cost,
+            worked=self.worked,
             ttft_s=None if self.first_output is None else self.first_output - self.arrived,
             choices=self.choices,
             usage=self.usage,
             timings=self.timings,
         )
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
+        completion_tokens=one.completion_tokens + other.completion_tokens,
+        cached_tokens=one.cached_tokens + other.cached_tokens,
+    )
 
 
 def exchange_of(scope: Scope) -> Exchange:

@@ -19,8 +19,9 @@ from typing import Self, cast
 from deployments.gateway.admission import admit, was_refused
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.metering import bound, used
+from deployments.gateway.remembering import remembering_generator
 from deployments.gateway.services import Services
-from deployments.tenants.meter import Admission
+from deployments.tenants.meter import Admission, Work
 from models.contracts import (
     Delta,
     FinishReason,
@@ -74,7 +75,7 @@ class Generation:
         stream: bool,
         priority: Priority,
     ) -> None:
-        self._generator = services.generator(model)
+        self._generator = remembering_generator(services, exchange, model)
         self._services = services
         served, adapter = services.find(model)
         exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
@@ -87,6 +88,7 @@ class Generation:
         if most is None and services.meter is not None:
             sampling = replace(sampling, max_tokens=MOST_TOKENS)  # what is reserved must hold
         self._most_tokens = most or MOST_TOKENS
+        exchange.calls = len(prompts)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
             GenerateRequest(
@@ -150,9 +152,10 @@ class Generation:
             return
         complete = not self._unfinished
         spent = used(
-            admission.reserved,
+            admission.reserved if self._exchange.worked else Work(),
             usage=self._exchange.usage if complete else None,
-            seen=self._seen,
+            remembered=self._exchange.remembered,
+            seen=self._seen if self._exchange.worked else 0,
             streamed=self._stream,
             refused=was_refused(self._error),
         )

@@ -44,17 +44,32 @@ def prompt_bound(prompt: Prompt) -> int:
     return len(prompt)
 
 
-def used(reserved: Work, *, usage: Usage | None, seen: int, streamed: bool, refused: bool) -> Work:
+NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
+
+
+def used(
+    reserved: Work,
+    *,
+    usage: Usage | None,
+    seen: int,
+    streamed: bool,
+    refused: bool,
+    remembered: Usage = NOTHING,
+) -> Work:
     """What is to be paid for.
 
     Args:
         usage: the engine's own account; ``None`` if the request did not come to its end.
+        remembered: the part of it that was computed for another request, which pays for it.
         seen: tokens of answers that have reached the gateway.
         streamed: whether tokens reach it as they are made.
         refused: the engine let the request go before it had made anything of it.
     """
     if usage is not None:
-        return Work(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+        return Work(
+            prompt_tokens=usage.prompt_tokens - remembered.prompt_tokens,
+            completion_tokens=usage.completion_tokens - remembered.completion_tokens,
+        )
     if refused and not seen:
         return Work()
     if streamed:

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
 from models.contracts import Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
+
+if TYPE_CHECKING:  # what caches embeddings speaks of them in the words of this file
+    from deployments.caching.cache import ResponseCache
 
 T = TypeVar("T")
 
@@ -40,8 +43,14 @@ CHAMPION = "champion"
 class EmbedResult:
     vectors: Sequence[Sequence[float] | NDArray[np.float32]]
     """One for each input, in order."""
-    prompt_tokens: int
-    """Summed over the inputs."""
+    tokens: Sequence[int]
+    """Read of each input, in order."""
+    answered_by: str | None = None
+    """As of ``models.contracts.Delta``."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(self.tokens)
 
 
 class Embedder(Protocol):
@@ -95,6 +104,9 @@ class ServedModel:
     context: int | None = None
     """Tokens of prompt and output together, where the model has such a limit."""
     owned_by: str = "frontier-run"
+    identity: str | None = None
+    """A name for exactly what answers, without an adapter; ``None``: it may change unnoticed,
+    so its answers are not cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +199,8 @@ class Services:
     """Who may deliver webhooks."""
     inbox: Inbox | None = None
     """Of webhooks; ``None``: a gateway without a database."""
+    cache: ResponseCache | None = None
+    """``None``: every answer is computed."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic

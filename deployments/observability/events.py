@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from deployments.caching.reuse import Outcome
 from models.contracts import Priority, Timings, Usage
 
 
@@ -36,6 +37,8 @@ class RequestFinished:
     """As the client called it; never a label of a metric."""
     cost: int = 0
     """Millionths of the currency."""
+    worked: bool = True
+    """False: all of the answer was remembered, or computed for another request."""
     ttft_s: float | None = None
     """Arrival at the gateway to the first output byte."""
     choices: int = 1
@@ -143,6 +146,16 @@ class BudgetReached:
     share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheAsked:
+    """An answer that may be cached was asked for. A failure may have followed."""
+
+    model: str
+    outcome: Outcome
+    times: int = 1
+    """Inputs, of an embedding call."""
+
+
 Event: TypeAlias = (
     RequestFinished
     | RequestStarted
@@ -156,6 +169,7 @@ Event: TypeAlias = (
     | AdaptersResident
     | QuotaDenied
     | BudgetReached
+    | CacheAsked
 )
 Emit: TypeAlias = Callable[[Event], None]
 

@@ -19,6 +19,7 @@ from deployments.observability.events import (
     AdaptersResident,
     BatchFailed,
     BatchRan,
+    CacheAsked,
     EngineState,
     Event,
     RequestFinished,
@@ -132,6 +133,12 @@ COMPLETION_TOKENS = Metric(
     Kind.COUNTER,
     "New tokens of finished requests.",
     ("model", "priority"),
+)
+CACHE_REQUESTS = Metric(
+    "frontier_cache_requests_total",
+    Kind.COUNTER,
+    "Generator calls and inputs to embed that may be cached, by outcome: hit, join, miss.",
+    ("model", "outcome"),
 )
 
 # The queue in front of a model.
@@ -252,6 +259,8 @@ def record(event: Event, sink: Sink) -> None:
         case AdaptersResident():
             sink.set(ADAPTERS, (event.model,), event.adapters)
             sink.set(ADAPTER_BYTES, (event.model,), event.bytes)
+        case CacheAsked():
+            sink.add(CACHE_REQUESTS, (event.model, event.outcome.value), event.times)
 
 
 def _batch_ran(event: BatchRan, sink: Sink) -> None:

@@ -91,7 +91,8 @@ class Ledger:
 
 def is_work(event: RequestFinished) -> bool:
     """Whether a model has done something for it, even if it failed afterwards."""
-    return event.model is not None and (event.usage is not None or event.cost > 0)
+    used = event.usage is not None or event.cost > 0
+    return event.model is not None and event.worked and used
 
 
 def row(event: RequestFinished, now: float) -> dict[str, Any]:

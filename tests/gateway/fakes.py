@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from deployments.caching.cache import ResponseCache
+from deployments.caching.identity import with_adapter
 from deployments.config import GatewayConfig
 from deployments.gateway.services import (
     EmbedResult,
@@ -50,6 +52,9 @@ class FakeGenerator:
     error_after: int = 0
     prompt_tokens: int = 5
     finish_reason: FinishReason | None = FinishReason.STOP
+    answered_by: str | None = "smollm2-1"
+    adapter_sha256: str = "a" * 64
+    """Of whatever adapter is asked for."""
     requests: list[GenerateRequest] = field(default_factory=list)
     running: int = 0
     cancelled: list[str] = field(default_factory=list)
@@ -80,12 +85,18 @@ class FakeGenerator:
                     finish_reason=self.finish_reason,
                     usage=self._usage(request) if last else None,
                     timings=TIMINGS if last else None,
+                    answered_by=self._answered_by(request) if last else None,
                 )
             ended = True
         finally:
             self.running -= 1
             if not ended:
                 self.cancelled.append(request.id)
+
+    def _answered_by(self, request: GenerateRequest) -> str | None:
+        if self.answered_by is None or request.adapter is None:
+            return self.answered_by
+        return with_adapter(self.answered_by, self.adapter_sha256)
 
     def _usage(self, request: GenerateRequest) -> Usage:
         return Usage(
@@ -111,6 +122,7 @@ class FakeEmbedder:
 
     error: Exception | None = None
     delay_s: float = 0.0
+    answered_by: str | None = "minilm-1"
     calls: list[tuple[str, Priority, str, float | None]] = field(default_factory=list)
     cancelled: int = 0
 
@@ -127,7 +139,8 @@ class FakeEmbedder:
             raise self.error
         return EmbedResult(
             vectors=[[float(len(text)), float(ord(text[0])), 0.5] for text in inputs],
-            prompt_tokens=sum(len(text.split()) for text in inputs),
+            tokens=[len(text.split()) for text in inputs],
+            answered_by=self.answered_by,
         )
 
 
@@ -216,6 +229,7 @@ class World:
     embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
     predictor: FakePredictor = field(default_factory=FakePredictor)
     adapters: FakeAdapters = field(default_factory=FakeAdapters)
+    cache: ResponseCache | None = None
     bind_host: str | None = "127.0.0.1"
     directory: Directory | None = None
     authenticator: Authenticator | None = None
@@ -237,6 +251,7 @@ class World:
                     sampling=self.sampling,
                     created=1_700_000_000,
                     context=2048,
+                    identity="smollm2-1",
                 ),
                 "org/model:v1": ServedModel(
                     name="org/model:v1",
@@ -245,7 +260,11 @@ class World:
                     created=1_700_000_001,
                 ),
                 "minilm": ServedModel(
-                    name="minilm", task="embed", embedder=self.embedder, created=1_700_000_002
+                    name="minilm",
+                    task="embed",
+                    embedder=self.embedder,
+                    created=1_700_000_002,
+                    identity="minilm-1",
                 ),
                 "digits": ServedModel(
                     name="digits",
@@ -261,6 +280,7 @@ class World:
             ready=self._ready,
             metrics=self._metrics,
             adapters=self.adapters,
+            cache=self.cache,
             bind_host=self.bind_host,
             directory=self.directory,
             authenticator=self.authenticator,

@@ -10,12 +10,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deployments.caching.cache import ResponseCache
 from deployments.config import PlanConfig, PriceConfig
 from deployments.gateway.app import create_app
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.meter import Meter
 from deployments.tenants.principal import GRANTS, Principal, Role
 from models.errors import InternalError, Overloaded, Timeout
+from state.cache import Bounds, Lenient
+from state.cache.memory import MemoryCache
 from state.counters import Strategy
 from state.counters.memory import MemoryCounters
 from state.database import Database
@@ -224,6 +227,30 @@ async def test_a_replay_costs_nothing(
     assert await left(meter) == after
     assert [event.cost for event in world.recorder.finished] == [40, 0]
     assert len(world.generator.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_remembered_costs_nothing(
+    world: World, meter: Meter, contract: Contract, stream: bool
+) -> None:
+    world.cache = ResponseCache(
+        store=Lenient(MemoryCache(Bounds(max_bytes=10**6, max_entry_bytes=10**5))),
+        ttl_s=60,
+        emit=world.recorder,
+    )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(world.services())),
+        base_url=BASE,
+        headers={"authorization": "Bearer fr_1"},
+        event_hooks={"response": [contract.check]},
+    ) as client:
+        body = asking(max_tokens=100, stream=stream, temperature=0)
+        answers = [await client.post(CHAT, json=body) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit"]
+    assert (await left(meter))["tokens_per_minute"] == 992
+    assert (await left(meter))["requests_per_minute"] == 3
+    told = [(event.cost, event.worked) for event in world.recorder.finished]
+    assert told == [(40, True), (0, False)]
 
 
 async def test_what_it_cost_is_told_with_the_end(

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from deployments.caching.reuse import Outcome
 from deployments.observability import metrics
 from deployments.observability.events import (
     AdapterEvicted,
@@ -12,6 +13,7 @@ from deployments.observability.events import (
     AdaptersResident,
     BatchFailed,
     BatchRan,
+    CacheAsked,
     EngineState,
     Event,
     RequestFinished,
@@ -169,6 +171,15 @@ def test_the_queue_and_the_engine() -> None:
         (metrics.RUNNING, ("m",)): 2,
         (metrics.QUEUE_DEPTH, ("m", "vip")): 1,
         (metrics.QUEUE_DEPTH, ("m", "low")): 0,
+    }
+
+
+def test_the_cache() -> None:
+    assert measured(CacheAsked(model="m", outcome=Outcome.HIT)) == {
+        (metrics.CACHE_REQUESTS, ("m", "hit")): 1
+    }
+    assert measured(CacheAsked(model="m", outcome=Outcome.MISS, times=5)) == {
+        (metrics.CACHE_REQUESTS, ("m", "miss")): 5
     }
 
 

@@ -303,7 +303,7 @@ class Flight:
         def opening(start: Message) -> Message:
             exchange.failure_frame = self.exchange.failure_frame
             if first and self.works:
-                exchange.levels = self.exchange.levels
+                exchange.levels, exchange.calls = self.exchange.levels, self.exchange.calls
                 return dict(start)
             headers = [header for header in start["headers"] if is_lasting(header[0])]
             return {**start, "headers": [*headers, REPLAYED]}

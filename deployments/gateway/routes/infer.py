@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.generation import Generation, collect
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
+from deployments.gateway.remembering import X_CACHE
 from deployments.gateway.responses import enveloped, server_timing
 from deployments.gateway.routes.infer_events import InferEvents, InferLines, summary
 from deployments.gateway.schemas.envelope import Success
@@ -25,7 +26,7 @@ def operations(services: Services) -> list[Operation]:
             "/v1/infer",
             partial(infer, services),
             takes=InferRequest,
-            answers=Answers(schema=Success[InferData], errors=MODEL_ERRORS),
+            answers=Answers(schema=Success[InferData], headers=X_CACHE, errors=MODEL_ERRORS),
             summary="One prompt, one whole answer.",
         ),
         Operation(
@@ -34,7 +35,10 @@ def operations(services: Services) -> list[Operation]:
             partial(stream, services),
             takes=InferRequest,
             answers=Answers(
-                schema=None, streams={SSE: InferEvent, NDJSON: InferEvent}, errors=MODEL_ERRORS
+                schema=None,
+                streams={SSE: InferEvent, NDJSON: InferEvent},
+                headers=X_CACHE,
+                errors=MODEL_ERRORS,
             ),
             summary="One prompt, its answer as it comes: SSE, or NDJSON if `Accept` asks for it.",
         ),

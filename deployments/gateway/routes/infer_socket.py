@@ -69,7 +69,9 @@ class Connection:
     def __init__(self, services: Services, socket: WebSocket) -> None:
         self._services = services
         self._socket = socket
-        self._id = exchange_of(socket.scope).id
+        opening = exchange_of(socket.scope)
+        self._id = opening.id
+        self._wish = opening.wish
         self._running: dict[str, asyncio.Task[None]] = {}
         self._writing = asyncio.Lock()
         self._open = True
@@ -175,6 +177,7 @@ class Connection:
             method="WEBSOCKET",
             arrived=arrived,
             route=PATH,
+            wish=self._wish,
             deadline=arrived + self._services.config.request_timeout_s,
         )
 

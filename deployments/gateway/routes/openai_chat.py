@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from deployments.gateway.generation import Choice, Generation, collect
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
+from deployments.gateway.remembering import X_CACHE
 from deployments.gateway.responses import json_response, server_timing
 from deployments.gateway.routes.openai_answers import Chunks, finite, identity, usage_of
 from deployments.gateway.schemas.chat import ChatAnswer, ChatChunk, ChatRequest
@@ -25,7 +26,9 @@ def operations(services: Services) -> list[Operation]:
             "/v1/chat/completions",
             partial(create, services),
             takes=ChatRequest,
-            answers=Answers(schema=ChatAnswer, streams={SSE: ChatChunk}, errors=MODEL_ERRORS),
+            answers=Answers(
+                schema=ChatAnswer, streams={SSE: ChatChunk}, headers=X_CACHE, errors=MODEL_ERRORS
+            ),
             summary="The next message of a conversation, whole or as a stream of chunks.",
         )
     ]

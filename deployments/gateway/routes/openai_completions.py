@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from deployments.gateway.generation import Choice, Generation, collect
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
+from deployments.gateway.remembering import X_CACHE
 from deployments.gateway.responses import json_response, server_timing
 from deployments.gateway.routes.openai_answers import Chunks, finite, identity, usage_of
 from deployments.gateway.schemas.completions import (
@@ -31,7 +32,10 @@ def operations(services: Services) -> list[Operation]:
             partial(create, services),
             takes=CompletionRequest,
             answers=Answers(
-                schema=CompletionAnswer, streams={SSE: CompletionChunk}, errors=MODEL_ERRORS
+                schema=CompletionAnswer,
+                streams={SSE: CompletionChunk},
+                headers=X_CACHE,
+                errors=MODEL_ERRORS,
             ),
             summary="Continuations of raw prompts, whole or as a stream of chunks.",
         )

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from deployments.gateway.admission import metered
 from deployments.gateway.metering import bound
 from deployments.gateway.operation import MODEL_ERRORS, Answers, Call, Operation
+from deployments.gateway.remembering import X_CACHE, remembering_embedder
 from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.embeddings import EmbeddingAnswer, EmbeddingRequest
 from deployments.gateway.services import Services
@@ -29,7 +30,7 @@ def operations(services: Services) -> list[Operation]:
             PATH,
             partial(create, services),
             takes=EmbeddingRequest,
-            answers=Answers(schema=EmbeddingAnswer, errors=MODEL_ERRORS),
+            answers=Answers(schema=EmbeddingAnswer, headers=X_CACHE, errors=MODEL_ERRORS),
             summary="One vector for each text.",
         )
     ]
@@ -37,7 +38,7 @@ def operations(services: Services) -> list[Operation]:
 
 async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     request, exchange = call.input, call.exchange
-    embedder = services.embedder(request.model)
+    embedder = remembering_embedder(services, exchange, request.model)
     exchange.model = request.model
     exchange.priority = request.priority or Priority.STANDARD
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()

@@ -1,0 +1,128 @@
+"""An ``Embedder`` that remembers, input by input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from deployments.caching.cache import ResponseCache
+from deployments.caching.entries import Embedded, pack_embedding, unpack_embedding
+from deployments.caching.flights import Flight
+from deployments.caching.keys import embedding_key
+from deployments.caching.reuse import BY_WORK, Outcome, Told, Wish
+from deployments.gateway.services import Embedder, EmbedResult
+from deployments.observability.events import CacheAsked
+from models.contracts import Priority
+from models.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachingEmbedder:
+    """One caller's view of ``inner``, which is asked for what nobody has asked for yet.
+
+    Args:
+        version: exactly what embeds.
+        told: hears once how the vectors were come by: the most work that any of them took.
+    """
+
+    inner: Embedder
+    cache: ResponseCache
+    wish: Wish
+    model: str
+    version: str
+    told: Told
+
+    async def embed(
+        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
+    ) -> EmbedResult:
+        """See ``deployments.gateway.services.Embedder``."""
+        alone = partial(
+            self.inner.embed, inputs, priority=priority, tenant=tenant, timeout_s=timeout_s
+        )
+        if not self.wish.write:
+            return await alone()
+        keys = [
+            embedding_key(text, tenant=tenant, model=self.model, version=self.version)
+            for text in inputs
+        ]
+        texts = dict(zip(keys, inputs, strict=True))
+        flights = self.cache.embeddings
+        joined = {
+            key: flight
+            for key in texts
+            if self.wish.read and (flight := flights.find(key, priority=priority, stream=False))
+        }
+        kept = {key for key, flight in joined.items() if flight.landed}
+        own = {key: text for key, text in texts.items() if key not in joined}
+        aboard = list(dict.fromkeys(joined.values()))
+        if own:
+            work = partial(self._answer, own, priority, tenant)
+            aboard.append(flights.start(list(own), work, priority=priority, stream=False))
+        async with AsyncExitStack() as stack:
+            for flight in aboard:
+                await stack.enter_async_context(flight)
+            found = kept.union(*[await flight.decided() for flight in aboard])
+            self._tell(
+                Counter(
+                    Outcome.HIT if key in found else Outcome.JOIN if key in joined else Outcome.MISS
+                    for key in texts
+                )
+            )
+            answers: dict[str, Embedded] = {}
+            try:
+                for flight in aboard:
+                    for answer in await flight.after(0) or ():
+                        answers |= answer
+            except InvalidInput:
+                # It names an input by its place in that call, or is about another caller's.
+                if [text for key, text in own.items() if key not in found] == list(inputs):
+                    raise
+                return await alone()
+        if not answers.keys() >= texts.keys():
+            return await alone()  # a call that we joined ended without a word
+        return EmbedResult(
+            vectors=[answers[key].vector for key in keys],
+            tokens=[answers[key].tokens for key in keys],
+            answered_by=self.version,
+        )
+
+    async def _answer(
+        self,
+        texts: Mapping[str, str],
+        priority: Priority,
+        tenant: str,
+        flight: Flight[dict[str, Embedded]],
+    ) -> None:
+        """Find vectors or have them computed, for all who are aboard. One item tells all."""
+        answers: dict[str, Embedded] = {}
+        if self.wish.read:
+            values = await self.cache.store.get(tenant, list(texts))
+            for key, value in zip(texts, values, strict=True):
+                if value is not None and (embedded := unpack_embedding(value)) is not None:
+                    answers[key] = embedded
+        flight.decide(frozenset(answers))
+        missing = [key for key in texts if key not in answers]
+        if not missing:
+            flight.add(answers)
+            return
+        # Each caller has a deadline and leaves when it has passed; the others go on.
+        result = await self.inner.embed(
+            [texts[key] for key in missing], priority=priority, tenant=tenant, timeout_s=None
+        )
+        computed = {
+            key: Embedded(vector=vector, tokens=tokens)
+            for key, vector, tokens in zip(missing, result.vectors, result.tokens, strict=True)
+        }
+        flight.add(answers | computed)
+        if result.answered_by == self.version:
+            flight.land()
+            entries = {key: pack_embedding(embedded) for key, embedded in computed.items()}
+            await self.cache.store.put(tenant, entries, ttl_s=self.cache.ttl_s)
+
+    def _tell(self, outcomes: Counter[Outcome]) -> None:
+        for outcome, inputs in outcomes.items():
+            self.cache.emit(CacheAsked(model=self.model, outcome=outcome, times=inputs))
+        self.told(max(outcomes, key=BY_WORK.index))

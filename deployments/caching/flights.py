@@ -1,0 +1,172 @@
+"""One piece of work, and all who wait for it.
+
+    async with flight:                                # on board
+        while (items := await flight.after(at)) is not None: ...
+
+Who comes late gets what there is, and then whatever comes. Who leaves does not disturb the
+others; the last one to leave takes the work with it. Nobody boards a flight that is over by
+failure or that nobody is on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, Self, TypeVar
+
+from models.contracts import Priority
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+RANKS = {priority: rank for rank, priority in enumerate(Priority)}
+"""vip before standard before low."""
+
+
+class Flight(Generic[T]):
+    """Made by ``Flights.start``; its maker boards it before anything else is awaited."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        priority: Priority,
+        stream: bool,
+        work: Callable[[Flight[T]], Awaitable[None]],
+        gone: Callable[[Flight[T]], None],
+    ) -> None:
+        self.keys = keys
+        self.found: frozenset[str] | None = None
+        """Of the keys, those whose answers were there; ``None``: nobody knows yet."""
+        self.landed = False
+        """All is there, or nothing more will come."""
+        self._priority = priority
+        self._stream = stream
+        self._items: list[T] = []
+        self._error: Exception | None = None
+        self._aboard = 0
+        self._news = asyncio.Event()
+        self._gone = gone
+        self._task = asyncio.create_task(self._fly(work))
+
+    async def __aenter__(self) -> Self:
+        self._aboard += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._aboard -= 1
+        if self._aboard == 0 and not self.landed:
+            self._gone(self)
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def takes(self, *, priority: Priority, stream: bool) -> bool:
+        """Whether it is there as soon as a flight of one's own.
+
+        Not for who would wait in a better queue, nor for who wants to see the answer grow
+        when this one will be told as a whole.
+        """
+        if self.landed:
+            return True
+        return RANKS[self._priority] <= RANKS[priority] and (self._stream or not stream)
+
+    async def decided(self) -> frozenset[str]:
+        """The keys that were found; of a flight that failed before, none."""
+        while self.found is None and not self.landed:
+            await self._news.wait()
+        return self.found or frozenset()
+
+    async def after(self, at: int) -> Sequence[T] | None:
+        """What there is from item ``at`` on, waiting for some; ``None``: nothing more.
+
+        Raises:
+            Exception: what the work raised, after what it told before.
+        """
+        while len(self._items) <= at and not self.landed:
+            await self._news.wait()
+        if len(self._items) > at:
+            return self._items[at:]
+        if self._error is not None:
+            raise self._error
+        return None
+
+    # --- for the work
+
+    def decide(self, found: frozenset[str]) -> None:
+        self.found = found
+        self._tell()
+
+    def add(self, item: T) -> None:
+        self._items.append(item)
+        self._tell()
+
+    def land(self) -> None:
+        """There will be no more items; what is left of the work concerns nobody aboard."""
+        self.landed = True
+        self._tell()
+
+    # ---
+
+    async def _fly(self, work: Callable[[Flight[T]], Awaitable[None]]) -> None:
+        try:
+            await work(self)
+        except Exception as error:
+            if self.landed:  # nobody's failure: whoever waited has the answer
+                logger.exception("an answer could not be kept")
+            else:
+                self._error = error
+        finally:
+            self._gone(self)
+            self.land()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+
+class Flights(Generic[T]):
+    """All that are under way, by their keys. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, list[Flight[T]]] = {}
+
+    def find(self, key: str, *, priority: Priority, stream: bool) -> Flight[T] | None:
+        """The one that began last of those that suit."""
+        for flight in reversed(self._by_key.get(key, ())):
+            if flight.takes(priority=priority, stream=stream):
+                return flight
+        return None
+
+    def start(
+        self,
+        keys: Sequence[str],
+        work: Callable[[Flight[T]], Awaitable[None]],
+        *,
+        priority: Priority,
+        stream: bool,
+    ) -> Flight[T]:
+        flight = Flight(keys, priority=priority, stream=stream, work=work, gone=self._gone)
+        for key in keys:
+            self._by_key.setdefault(key, []).append(flight)
+        return flight
+
+    def check_integrity(self) -> None:
+        """Nothing is remembered that is not under way."""
+        for key, flights in self._by_key.items():
+            assert flights, f"{key} has an empty list"
+            for flight in flights:
+                assert not flight._task.done(), f"{key} has a flight that is over"
+                assert key in flight.keys
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def _gone(self, flight: Flight[T]) -> None:
+        for key in flight.keys:
+            flights = self._by_key.get(key, [])
+            if flight in flights:
+                flights.remove(flight)
+            if not flights:
+                self._by_key.pop(key, None)

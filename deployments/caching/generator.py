@@ -1,0 +1,95 @@
+"""A ``Generator`` that remembers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+from deployments.caching.cache import ResponseCache
+from deployments.caching.entries import pack_answer, unpack_answer, whole
+from deployments.caching.flights import Flight
+from deployments.caching.keys import deterministic, generation_key
+from deployments.caching.reuse import Outcome, Told, Wish
+from deployments.observability.events import CacheAsked
+from models.contracts import Delta, GenerateRequest, Generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachingGenerator:
+    """One caller's view of ``inner``.
+
+    An answer is kept if it is complete and says (``Delta.answered_by``) that it comes from
+    the very version it was looked up for. A failure never is.
+
+    Args:
+        version: exactly what will answer a request; ``None`` if that cannot be told.
+        told: hears once, before the first delta, how the answer was come by; nothing of a
+            request that cannot be cached.
+    """
+
+    inner: Generator
+    cache: ResponseCache
+    wish: Wish
+    version: Callable[[GenerateRequest], Awaitable[str | None]]
+    told: Told
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """See ``models.contracts.Generator``."""
+        version = await self.version(request) if deterministic(request) else None
+        if version is None or not self.wish.write:
+            async with aclosing(_closable(self.inner, request)) as source:
+                async for delta in source:
+                    yield delta
+            return
+        key = generation_key(request, version)
+        flights, priority, stream = self.cache.answers, request.priority, request.stream
+        joined = flights.find(key, priority=priority, stream=stream) if self.wish.read else None
+        kept = joined is not None and joined.landed
+        work = partial(self._answer, request, key, version)
+        async with joined or flights.start([key], work, priority=priority, stream=stream) as flight:
+            found = await flight.decided()
+            outcome = Outcome.MISS if joined is None else Outcome.JOIN
+            self._tell(request, Outcome.HIT if kept or key in found else outcome)
+            at = 0
+            while (deltas := await flight.after(at)) is not None:
+                at += len(deltas)
+                for delta in deltas:
+                    # Where the time went is true for the one whose time it was.
+                    yield delta if joined is None else replace(delta, timings=None)
+
+    async def _answer(
+        self, request: GenerateRequest, key: str, version: str, flight: Flight[Delta]
+    ) -> None:
+        """Find the answer or compute it, for all who are aboard."""
+        owner = request.tenant
+        if self.wish.read:
+            [value] = await self.cache.store.get(owner, [key])
+            answer = None if value is None else unpack_answer(value, request.n)
+            if answer is not None:
+                flight.decide(frozenset([key]))
+                for delta in answer:
+                    flight.add(delta)
+                return
+        flight.decide(frozenset())
+        deltas = []
+        # Each caller has a deadline and leaves when it has passed; the others go on.
+        async with aclosing(_closable(self.inner, replace(request, timeout_s=None))) as source:
+            async for delta in source:
+                deltas.append(delta)
+                flight.add(delta)
+        answer = whole(deltas, request.n)
+        if answer is not None and deltas[-1].answered_by == version:
+            flight.land()
+            await self.cache.store.put(owner, {key: pack_answer(answer)}, ttl_s=self.cache.ttl_s)
+
+    def _tell(self, request: GenerateRequest, outcome: Outcome) -> None:
+        self.cache.emit(CacheAsked(model=request.model, outcome=outcome))
+        self.told(outcome)
+
+
+def _closable(inner: Generator, request: GenerateRequest) -> AsyncGenerator[Delta]:
+    """The contract cancels by closing, so what generates can be closed."""
+    return cast("AsyncGenerator[Delta]", inner.generate(request))

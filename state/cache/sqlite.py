@@ -1,0 +1,197 @@
+"""A cache in one file, shared by the processes of a machine.
+
+Reading takes no lock and some ten microseconds, so it runs where it is asked for. A hit is
+noted at most once in ``TOUCH_MS``, because a note is a write and writers wait for each other;
+that is as exact as "unused for longest" needs to be. Nothing is flushed to the disk: what a
+crash of the machine loses is computed again.
+
+Answers are their tenants': the file is for its owner's eyes only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from state.cache.contract import Bounds, size
+from state.errors import StateMisconfigured, StateUnavailable
+
+T = TypeVar("T")
+
+TOUCH_MS = 1000
+OPEN_S = 5.0
+"""How long to wait for another process that makes the file."""
+PATIENCE_S = 0.1
+"""How long a call may wait for others; after that computing may well be quicker."""
+RETRY_S = 0.0005
+
+# ``used`` is the time in milliseconds, and a little more where several fall together, so that
+# no two entries have the same. The triggers keep the sum, whoever writes.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    owner TEXT NOT NULL, key TEXT NOT NULL, expires_ms INTEGER NOT NULL, used INTEGER NOT NULL,
+    size INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (owner, key)
+);
+CREATE INDEX IF NOT EXISTS entries_expire ON entries (expires_ms);
+CREATE INDEX IF NOT EXISTS entries_used ON entries (used, size);
+CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
+CREATE TRIGGER IF NOT EXISTS entry_comes AFTER INSERT ON entries
+    BEGIN UPDATE total SET bytes = bytes + new.size; END;
+CREATE TRIGGER IF NOT EXISTS entry_goes AFTER DELETE ON entries
+    BEGIN UPDATE total SET bytes = bytes - old.size; END;
+"""
+_USED_NOW = "max(:now_ms, (SELECT coalesce(max(used), 0) + 1 FROM entries))"
+_TOUCH = f"UPDATE entries SET used = {_USED_NOW} WHERE owner = :owner AND key = :key"
+_INSERT = f"""
+INSERT INTO entries (owner, key, expires_ms, used, size, value)
+VALUES (:owner, :key, :expires_ms, {_USED_NOW}, :size, :value)
+"""
+
+
+class SqliteCache:
+    """See ``Cache``.
+
+    Args:
+        file: made with its folder if it is not there.
+        clock: Unix seconds.
+
+    Raises:
+        StateMisconfigured: the file cannot be made, or is something else.
+    """
+
+    def __init__(self, file: Path, bounds: Bounds, clock: Callable[[], float] = time.time) -> None:
+        self._file = file
+        self._bounds = bounds
+        self._clock = clock
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            self._connection = sqlite3.connect(file, isolation_level=None, timeout=OPEN_S)
+            _share(self._connection)
+            self._connection.execute("PRAGMA synchronous=OFF")
+            self._connection.executescript(_SCHEMA)
+            self._connection.execute("PRAGMA busy_timeout=0")
+        except (OSError, sqlite3.Error) as error:
+            raise StateMisconfigured(f"the cache in {file}: {error}") from None
+
+    async def get(self, owner: str, keys: Sequence[str]) -> list[bytes | None]:
+        def act() -> list[bytes | None]:
+            now_ms = self._now_ms()
+            return [self._look(owner, key, now_ms) for key in keys]
+
+        return await self._patiently(act)
+
+    async def put(self, owner: str, entries: Mapping[str, bytes], *, ttl_s: float) -> None:
+        def act() -> None:
+            now_ms = self._now_ms()
+            execute = self._connection.execute
+            execute("DELETE FROM entries WHERE expires_ms <= ?", (now_ms,))
+            for key, value in entries.items():
+                execute("DELETE FROM entries WHERE owner = ? AND key = ?", (owner, key))
+                if not self._bounds.fits(value):
+                    continue
+                entry = {
+                    "owner": owner,
+                    "key": key,
+                    "expires_ms": now_ms + round(ttl_s * 1000),
+                    "now_ms": now_ms,
+                    "size": size(value),
+                    "value": value,
+                }
+                execute(_INSERT, entry)
+                self._make_room()
+
+        await self._patiently(lambda: self._transaction(act))
+
+    async def drop(self, owner: str) -> int:
+        def act() -> int:
+            return self._connection.execute(
+                "DELETE FROM entries WHERE owner = ?", (owner,)
+            ).rowcount
+
+        return await self._patiently(lambda: self._transaction(act))
+
+    async def ping(self) -> None:
+        await self._patiently(
+            lambda: self._connection.execute("SELECT bytes FROM total").fetchone()
+        )
+
+    async def close(self) -> None:
+        self._connection.close()
+
+    def _look(self, owner: str, key: str, now_ms: int) -> bytes | None:
+        found = self._connection.execute(
+            "SELECT value, used FROM entries WHERE owner = ? AND key = ? AND expires_ms > ?",
+            (owner, key, now_ms),
+        ).fetchone()
+        if found is None:
+            return None
+        value: bytes
+        value, used = found
+        if now_ms - used >= TOUCH_MS:
+            with suppress(sqlite3.OperationalError):  # another writes; the next hit will note it
+                self._connection.execute(_TOUCH, {"owner": owner, "key": key, "now_ms": now_ms})
+        return value
+
+    def _make_room(self) -> None:
+        execute = self._connection.execute
+        [excess] = execute("SELECT bytes - ? FROM total", (self._bounds.max_bytes,)).fetchone()
+        if excess <= 0:
+            return
+        victims = []
+        for rowid, bytes_ in execute("SELECT rowid, size FROM entries ORDER BY used"):
+            victims.append((rowid,))
+            excess -= bytes_
+            if excess <= 0:
+                break
+        self._connection.executemany("DELETE FROM entries WHERE rowid = ?", victims)
+
+    async def _patiently(self, act: Callable[[], T]) -> T:
+        """``act()``, again and again while another process is in the way."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return act()
+            except sqlite3.OperationalError as error:
+                if not _busy(error) or time.monotonic() > deadline:
+                    raise StateUnavailable(f"the cache in {self._file}: {error}") from None
+            except sqlite3.Error as error:
+                raise StateUnavailable(f"the cache in {self._file}: {error}") from None
+            await asyncio.sleep(RETRY_S)
+
+    def _transaction(self, act: Callable[[], T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = act()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return result
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _share(connection: sqlite3.Connection) -> None:
+    """Readers go on while one writes. SQLite does not wait by itself for others who say so, too."""
+    deadline = time.monotonic() + OPEN_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not _busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
