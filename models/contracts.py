@@ -116,6 +116,9 @@ class Usage:
     """Prompt tokens whose keys and values were reused instead of computed."""
 
 
+NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Where a request's time went inside the engine, in seconds."""

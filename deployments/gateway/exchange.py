@@ -15,7 +15,7 @@ from deployments.caching.reuse import BY_WORK, Outcome, Wish
 from deployments.observability.events import RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
-from models.contracts import Delta, Priority, Timings, Usage
+from models.contracts import NO_USAGE, Delta, Priority, Timings, Usage
 from models.errors import PlatformError, Unauthorized
 from state.counters import Level
 
@@ -58,7 +58,7 @@ class Exchange:
     outcomes: list[Outcome] = field(default_factory=list)
     """What the cache did for those of the calls that have heard from it."""
     usage: Usage | None = None
-    remembered: Usage = Usage(prompt_tokens=0, completion_tokens=0)
+    remembered: Usage = NO_USAGE
     """The part of ``usage`` that others have paid for: it came from the cache."""
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from deployments.tenants.meter import Work
-from models.contracts import ChatMessage, Prompt, Usage
+from models.contracts import NO_USAGE, ChatMessage, Prompt, Usage
 
 TEMPLATE_TOKENS = 64
 """That a template may add by itself: a beginning, a system message of its own."""
@@ -44,9 +44,6 @@ def prompt_bound(prompt: Prompt) -> int:
     return len(prompt)
 
 
-NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
-
-
 def used(
     reserved: Work,
     *,
@@ -54,7 +51,7 @@ def used(
     seen: int,
     streamed: bool,
     refused: bool,
-    remembered: Usage = NOTHING,
+    remembered: Usage = NO_USAGE,
 ) -> Work:
     """What is to be paid for.
 

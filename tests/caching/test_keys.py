@@ -37,6 +37,7 @@ def test_only_what_asking_again_would_repeat() -> None:
 
 OTHERS: dict[str, Any] = {
     "max_tokens": 7,
+    "token_cap": 9,
     "temperature": 0.8,
     "top_p": 0.5,
     "top_k": 3,
