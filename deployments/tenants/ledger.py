@@ -161,4 +161,5 @@ async def report(
         wanted = wanted.where(_USAGE.c.day <= until)
     async with database.read() as c:
         found = await c.execute(wanted.group_by(*columns).order_by(*columns))
-        return [dict(each._mapping) for each in found]
+        # SQLAlchemy's names are a kind of text that JSON's writer does not take for text.
+        return [{str(name): value for name, value in each._mapping.items()} for each in found]

@@ -145,8 +145,9 @@ def test_no_stream_passes_the_quota(platform: Platform) -> None:
 
 
 def billed(platform: Platform) -> dict[str, int]:
-    data = platform.get("/admin/v1/usage", by="tenant", tenant="acme").json()["data"]
-    [line] = data["lines"] or [{"prompt_tokens": 0, "completion_tokens": 0}]
+    answer = platform.get("/admin/v1/usage", by="tenant", tenant="acme")
+    assert answer.status_code == 200, answer.text
+    [line] = answer.json()["data"]["lines"] or [{"prompt_tokens": 0, "completion_tokens": 0}]
     return line | {"tokens": line["prompt_tokens"] + line["completion_tokens"]}
 
 

@@ -10,8 +10,11 @@ import httpx
 import pytest
 
 from deployments.gateway.app import create_app
+from deployments.observability.events import RequestFinished
 from deployments.tenants.directory import Directory
 from deployments.tenants.keys import Peppers, id_of
+from deployments.tenants.ledger import Ledger
+from models.contracts import Usage
 from state.database import Database
 from state.places import sqlite_url
 from tests.gateway.contract import Contract
@@ -141,6 +144,48 @@ async def test_the_audit_log_is_paged_from_the_newest(admin: httpx.AsyncClient) 
     for cursor in ("Pg", "PmFiYw", "nonsense!"):
         refused = await admin.get("/admin/v1/audit", params={"cursor": cursor})
         assert refused.status_code == 400
+
+
+async def test_usage_is_json_or_csv(admin: httpx.AsyncClient, world: World) -> None:
+    assert data(await admin.get("/admin/v1/usage"))["lines"] == []
+    assert world.directory is not None
+    ledger = Ledger(world.directory.database, now=lambda: 1_700_000_000.0, clock=lambda: 0.0)
+    for tenant, cost in (("acme", 2_500_000), ("acme", 1), ("other", 0)):
+        ledger(
+            RequestFinished(
+                request_id="r",
+                route="/v1/chat/completions",
+                method="POST",
+                status=200,
+                code=None,
+                duration_s=1,
+                model="smollm2",
+                tenant=tenant,
+                usage=Usage(prompt_tokens=5, completion_tokens=7),
+                cost=cost,
+            )
+        )
+    await ledger.flush()
+    told = data(await admin.get("/admin/v1/usage", params={"by": "tenant,model"}))
+    assert told["currency"] == "USD"
+    assert told["lines"][0] == {
+        "tenant": "acme",
+        "model": "smollm2",
+        "requests": 2,
+        "prompt_tokens": 10,
+        "completion_tokens": 14,
+        "cached_tokens": 0,
+        "cost": 2.500001,
+    }
+    table = await admin.get(
+        "/admin/v1/usage", params={"by": "day", "tenant": "acme"}, headers={"accept": "text/csv"}
+    )
+    assert table.text.splitlines() == [
+        "day,requests,prompt_tokens,completion_tokens,cached_tokens,cost",
+        "2023-11-14,2,10,14,0,2.500001",
+    ]
+    refused = await admin.get("/admin/v1/usage", params={"by": "colour"})
+    assert refused.status_code == 400
 
 
 async def test_plans_are_those_of_the_configuration(admin: httpx.AsyncClient) -> None:
