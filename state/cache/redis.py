@@ -72,8 +72,7 @@ class RedisCache:
                 too_long.append(_member(owner, key))
         if too_long:
             await self._run("forget", 0, too_long)
-        if words:
-            await self._run("put", ttl_s, words)
+        await self._run("put", ttl_s, words)  # what has expired leaves, though nothing may come
 
     async def drop(self, owner: str) -> int:
         return int(await self._run("drop", 0, [owner]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from state.cache import Bounds, Cache, Lenient, open_cache, redis
@@ -260,6 +260,17 @@ STEPS = st.one_of(
 )
 
 
+@example(
+    steps=[("put", "a", {"p": b""}, 60.0), ("wait", 300.0), ("put", "a", {}, 60.0), ("drop", "a")]
+)
+@example(
+    steps=[
+        ("put", "a", {"p": b""}, 60.0),
+        ("wait", 300.0),
+        ("put", "a", {"q": b"x" * 210}, 60.0),
+        ("drop", "a"),
+    ]
+)
 @given(steps=st.lists(STEPS, max_size=30))
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
