@@ -10,11 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, cast
 
-from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, RedisError
-
 from state.cache.contract import ENTRY_BYTES, Bounds
-from state.errors import StateMisconfigured, StateUnavailable
+from state.redis_script import RedisScript
 
 TIMEOUT_S = 0.25
 """A server that does not answer for so long is no help: computing may well be quicker."""
@@ -41,20 +38,15 @@ class RedisCache:
         prefix: str = "frontier:",
         clock: Callable[[], float] | None = None,
     ) -> None:
-        try:
-            self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, max_connections=64
-            )
-        except ValueError as error:
-            raise StateMisconfigured(f"the URL of the cache is none: {error}") from None
-        told = self._redis.connection_pool.connection_kwargs
-        self._called = f"redis://{told.get('host')}:{told.get('port')}/{told.get('db', 0)}"
+        self._script = RedisScript(
+            url,
+            files("state.cache").joinpath("cache.lua").read_text(),
+            timeout_s=TIMEOUT_S,
+            what="cache",
+        )
         self._bounds = bounds
         self._keys = [f"{prefix}{{cache}}:{kind}" for kind in KINDS]
         self._clock = clock
-        self._script = self._redis.register_script(
-            files("state.cache").joinpath("cache.lua").read_text()
-        )
 
     async def get(self, owner: str, keys: Sequence[str]) -> list[bytes | None]:
         if not keys:
@@ -78,24 +70,16 @@ class RedisCache:
         return int(await self._run("drop", 0, [owner]))
 
     async def ping(self) -> None:
-        await self._told(lambda: self._redis.ping())
+        await self._script.ping()
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._script.close()
 
     async def _run(self, operation: str, ttl_s: float, words: Sequence[str | bytes]) -> Any:
         now: str | int = "" if self._clock is None else int(self._clock() * 1000)
         ttl_ms = round(ttl_s * 1000)
         arguments = [operation, now, ttl_ms, self._bounds.max_bytes, ENTRY_BYTES, *words]
-        return await self._told(lambda: self._script(keys=self._keys, args=arguments))
-
-    async def _told(self, call: Callable[[], Any]) -> Any:
-        try:
-            return await call()
-        except AuthenticationError as error:
-            raise StateMisconfigured(f"{self._called}: {error}") from None
-        except (RedisError, OSError) as error:
-            raise StateUnavailable(f"{self._called}: {error or type(error).__name__}") from None
+        return await self._script.run(self._keys, arguments)
 
 
 def _member(owner: str, key: str) -> str:

@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, cast
 
-from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, RedisError
-
 from state.counters.contract import Reservation
 from state.counters.limits import Demand, Level
-from state.errors import StateMisconfigured, StateUnavailable
+from state.redis_script import RedisScript
 
 TIMEOUT_S = 0.8
 """A server that does not answer for so long counts as unreachable."""
@@ -37,19 +34,14 @@ class RedisCounters:
         prefix: str = "frontier:",
         clock: Callable[[], float] | None = None,
     ) -> None:
-        try:
-            self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, max_connections=64
-            )
-        except ValueError as error:
-            raise StateMisconfigured(f"the URL of the counters is none: {error}") from None
-        told = self._redis.connection_pool.connection_kwargs
-        self._called = f"redis://{told.get('host')}:{told.get('port')}/{told.get('db', 0)}"
+        self._script = RedisScript(
+            url,
+            files("state.counters").joinpath("quota.lua").read_text(),
+            timeout_s=TIMEOUT_S,
+            what="counters",
+        )
         self._prefix = prefix
         self._clock = clock
-        self._script = self._redis.register_script(
-            files("state.counters").joinpath("quota.lua").read_text()
-        )
 
     async def reserve(
         self, owner: str, lease: str, demands: Sequence[Demand], *, ttl_s: float
@@ -68,10 +60,10 @@ class RedisCounters:
         return _levels(demands, await self._run("levels", owner, "", 0, _arguments(demands)))
 
     async def ping(self) -> None:
-        await self._told(lambda: self._redis.ping())
+        await self._script.ping()
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._script.close()
 
     async def _run(
         self, operation: str, owner: str, lease: str, ttl_s: float, words: Sequence[str | int]
@@ -79,15 +71,7 @@ class RedisCounters:
         keys = [f"{self._prefix}{{{owner}}}:{kind}" for kind in ("cells", "leases", "holds")]
         now = "" if self._clock is None else round(self._clock() * 1000)
         arguments = [operation, now, lease, round(ttl_s * 1000), *words]
-        return await self._told(lambda: self._script(keys=keys, args=arguments))
-
-    async def _told(self, call: Callable[[], Any]) -> Any:
-        try:
-            return await call()
-        except AuthenticationError as error:
-            raise StateMisconfigured(f"{self._called}: {error}") from None
-        except (RedisError, OSError) as error:
-            raise StateUnavailable(f"{self._called}: {error or type(error).__name__}") from None
+        return await self._script.run(keys, arguments)
 
 
 def _arguments(demands: Sequence[Demand]) -> list[str | int]:

@@ -370,7 +370,9 @@ async def test_redis_that_lost_a_key_begins_anew(redis_server: RedisServer, lost
     cache = RedisCache(redis_server.url, BOUNDS, prefix=f"lossy-{next(names)}:", clock=Clock())
     try:
         await keep(cache, *"abcd")
-        await cache._redis.delete(cache._keys[lost])  # as eviction under Redis' own limit does
+        await cache._script._redis.delete(
+            cache._keys[lost]
+        )  # as eviction under Redis' own limit does
         await keep(cache, *"efgh")
         assert await there(cache, "abcdefgh") == "efgh"
         await keep(cache, "i")
@@ -384,7 +386,7 @@ async def test_nothing_stays_in_redis_for_ever(redis_server: RedisServer) -> Non
     await keep(cache, "a", ttl_s=600)
     await keep(cache, "b", ttl_s=60)
     for key in cache._keys:
-        assert 590 < await cache._redis.ttl(key) <= 600
+        assert 590 < await cache._script._redis.ttl(key) <= 600
     await cache.close()
 
 
