@@ -20,12 +20,11 @@ from typing import TypeVar
 
 from state.cache.contract import Bounds, size
 from state.errors import StateMisconfigured, StateUnavailable
+from state.sqlite_file import OPEN_S, is_busy, share
 
 T = TypeVar("T")
 
 TOUCH_MS = 1000
-OPEN_S = 5.0
-"""How long to wait for another process that makes the file."""
 PATIENCE_S = 0.1
 """How long a call may wait for others; after that computing may well be quicker."""
 RETRY_S = 0.0005
@@ -73,7 +72,7 @@ class SqliteCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch(mode=0o600)
             self._connection = sqlite3.connect(file, isolation_level=None, timeout=OPEN_S)
-            _share(self._connection)
+            share(self._connection)
             self._connection.execute("PRAGMA synchronous=OFF")
             self._connection.executescript(_SCHEMA)
             self._connection.execute("PRAGMA busy_timeout=0")
@@ -159,7 +158,7 @@ class SqliteCache:
             try:
                 return act()
             except sqlite3.OperationalError as error:
-                if not _busy(error) or time.monotonic() > deadline:
+                if not is_busy(error) or time.monotonic() > deadline:
                     raise StateUnavailable(f"the cache in {self._file}: {error}") from None
             except sqlite3.Error as error:
                 raise StateUnavailable(f"the cache in {self._file}: {error}") from None
@@ -178,20 +177,3 @@ class SqliteCache:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
-
-
-def _share(connection: sqlite3.Connection) -> None:
-    """Readers go on while one writes. SQLite does not wait by itself for others who say so, too."""
-    deadline = time.monotonic() + OPEN_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if not _busy(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-def _busy(error: sqlite3.OperationalError) -> bool:
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

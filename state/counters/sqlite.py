@@ -20,6 +20,7 @@ import orjson
 from state.counters.contract import Reservation
 from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle
 from state.errors import StateMisconfigured, StateUnavailable
+from state.sqlite_file import OPEN_S, is_busy, share
 
 T = TypeVar("T")
 
@@ -53,8 +54,8 @@ class SqliteCounters:
         self._clock = clock
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(file, isolation_level=None, timeout=5.0)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection = sqlite3.connect(file, isolation_level=None, timeout=OPEN_S)
+            share(self._connection)
             self._connection.execute("PRAGMA synchronous=OFF")
             self._connection.executescript(_SCHEMA)
             self._connection.execute("PRAGMA busy_timeout=0")
@@ -141,8 +142,7 @@ class SqliteCounters:
             try:
                 return self._transaction(act)
             except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-                if not busy or time.monotonic() > deadline:
+                if not is_busy(error) or time.monotonic() > deadline:
                     raise StateUnavailable(f"counters in {self._file}: {error}") from None
             except sqlite3.Error as error:
                 raise StateUnavailable(f"counters in {self._file}: {error}") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -283,3 +285,18 @@ async def test_a_redis_that_is_down_is_unavailable_and_comes_back(
         await counters.ping()
     await counters.close()
     assert server.process is None
+
+
+def test_who_opens_a_file_that_another_is_making_waits(tmp_path: Path) -> None:
+    """As gateways that start at once do: switching to a shared file does not wait by itself."""
+    file = tmp_path / "counters.db"
+    maker = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    maker.execute("CREATE TABLE made (x)")
+    maker.execute("BEGIN IMMEDIATE")
+    maker.execute("INSERT INTO made VALUES (1)")
+    timer = threading.Timer(0.3, maker.execute, ["COMMIT"])
+    timer.start()
+    counters = SqliteCounters(file)
+    assert asyncio.run(take(counters, "a", (per_minute, 1)))
+    timer.join()
+    maker.close()
