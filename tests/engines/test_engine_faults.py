@@ -272,7 +272,9 @@ async def test_a_slow_consumer_loses_nothing_and_hoards_nothing(
         async for delta in slow:
             deltas.append(delta)
             await idle(engine)
-    assert len(deltas) <= 4, "at the first, then one a choice for all the rest"
+    # of 120 tokens: the first of each choice, what was made meanwhile as one delta a choice, and
+    # perhaps the last step's, which leaves the thread after the scheduler counts as idle
+    assert len(deltas) <= 6
     for i in range(2):
         expected = reference.answer(what, i)
         assert (tokens(deltas, i), text(deltas, i)) == (expected.tokens, expected.text)
