@@ -99,7 +99,7 @@ async def ask(shell: GeneratorReplica, adapter: str | None) -> str | PlatformErr
 
 
 async def until(shell: GeneratorReplica, adapter: str, answer: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await ask(shell, adapter)) != answer:  # noqa: ASYNC110  # nobody tells
             await asyncio.sleep(0.01)
 
@@ -145,7 +145,7 @@ async def test_what_is_withdrawn_is_no_longer_answered(
     await add(registry, made[0], tmp_path / "1", "champion")
     assert isinstance(await ask(shell, "poet"), str)
     await registry.remove("poet", "champion", expected=None, by="test")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not isinstance(await ask(shell, "poet"), NotFound):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         while shell._engine.adapters():  # noqa: ASYNC110
@@ -190,7 +190,7 @@ async def test_what_was_tried_on_does_not_stay(
 ) -> None:
     await add(registry, made[0], tmp_path / "1")
     assert await shell.try_adapter("poet@1") is None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while shell._engine.adapters():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -200,7 +200,7 @@ async def test_it_is_written_down_who_serves(
 ) -> None:
     await add(registry, made[0], tmp_path / "1", "champion")
     await ask(shell, "poet")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (uses := (await registry.lineage("poet")).uses):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert [(use.name, use.replica) for use in uses] == [("tiny:poet@1", "r1")]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,38 +34,10 @@ from models.errors import (
     Timeout,
     Unavailable,
 )
+from tests.virtual_time import virtually
 
 T = TypeVar("T")
 VIP, STANDARD, LOW = Priority
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Jumps to the next timer instead of sleeping, and fails instead of hanging."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        super().__init__(_VirtualSelector(self))
-
-    def time(self) -> float:
-        return self.now
-
-
-class _VirtualSelector(selectors.SelectSelector):
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._virtual_loop = loop
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready:
-            assert timeout is not None, "everybody waits and nothing is going to happen"
-            self._virtual_loop.now += max(timeout, 0)
-        return ready
-
-
-def virtually(story: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(story())
 
 
 class ModelTime(Executor):

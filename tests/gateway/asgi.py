@@ -54,7 +54,7 @@ class RawCall:
 
     async def until(self, messages: int) -> None:
         """Wait until so many messages were sent."""
-        async with asyncio.timeout(5), self._news:
+        async with asyncio.timeout(30), self._news:
             await self._news.wait_for(lambda: len(self.sent) >= messages)
 
     @property

@@ -73,7 +73,7 @@ async def test_a_client_that_does_not_read_is_hung_up_on(monkeypatch: pytest.Mon
     await call.until(2)
     call.writable.clear()
     with pytest.raises(TimeoutError):  # the server closes the connection of an app that raises
-        await asyncio.wait_for(call.task, 5)
+        await asyncio.wait_for(call.task, 30)
     assert len(world.generator.cancelled) == 1
     assert world.recorder.finished[0].code == "TIMEOUT"
 

@@ -22,7 +22,7 @@ from tests.gateway.test_infer import STREAM, asking
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  # fakes have no event to wait for
             await asyncio.sleep(0.001)
 

@@ -157,7 +157,7 @@ async def client(process: Process, contract: Contract) -> AsyncIterator[httpx.As
 async def quiet() -> None:
     """Wait for what goes on beside the requests."""
     if left := asyncio.all_tasks() - {asyncio.current_task()}:
-        await asyncio.wait(left, timeout=5)
+        await asyncio.wait(left, timeout=30)
 
 
 async def kept(process: Process) -> int:
@@ -512,7 +512,7 @@ async def test_another_process_waits_for_the_answer(
 
     there.records.look = watched  # type: ignore[method-assign]
     second = there.call(path, asking())
-    await asyncio.wait_for(seen.wait(), 5)
+    await asyncio.wait_for(seen.wait(), 30)
     refused = there.call(path, asking(prompt="other"))
     await refused.task
     assert refused.status == 409
@@ -535,7 +535,7 @@ async def test_what_a_crashed_process_began_is_done_when_its_lease_is_over(
     await asyncio.sleep(0.1)
     assert call.sent == []
     clock.now += 1
-    await asyncio.wait_for(call.task, 5)
+    await asyncio.wait_for(call.task, 30)
     assert call.status == 200
     assert not replayed(call)
     assert not await process.records.finish(crashed, None)
@@ -551,7 +551,7 @@ async def test_long_work_keeps_its_lease(
     ends = []
     for _ in range(3):
         clock.now += LEASE_S - 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 found = await process.records.look("public", KEY["idempotency-key"], fingerprint)
                 assert isinstance(found, Busy)
@@ -574,7 +574,7 @@ async def test_who_goes_alone_takes_the_work_along(
     stepped.let(1)
     await gone.until(2)
     gone.hang_up()
-    await asyncio.wait_for(gone.task, 5)
+    await asyncio.wait_for(gone.task, 30)
     await until(lambda: stepped.running == 0)
     assert stepped.cancelled == [stepped.requests[0].id]
     [event] = world.recorder.finished
@@ -598,7 +598,7 @@ async def test_who_goes_leaves_the_work_to_those_who_joined(
     await asyncio.gather(second.until(2), third.until(2))
     for leaving in (first, third):
         leaving.hang_up() if how == "hang up" else leaving.task.cancel()  # as Ray Serve does
-        await asyncio.wait([leaving.task], timeout=5)
+        await asyncio.wait([leaving.task], timeout=30)
         assert leaving.task.done()
     assert stepped.running == 1
     stepped.let(10)
@@ -622,7 +622,7 @@ async def test_when_all_who_joined_have_gone_too(
     for call in calls:
         assert stepped.running == 1
         call.hang_up()
-        await asyncio.wait_for(call.task, 5)
+        await asyncio.wait_for(call.task, 30)
     await until(lambda: stepped.running == 0)
     assert len(stepped.cancelled) == 1
     await quiet()
@@ -642,7 +642,7 @@ async def test_a_deadline_is_each_caller_s_own(
     late = hasty.call(CHAT, chatting(stream=True))
     stepped.let(1)
     await late.until(2)
-    await asyncio.wait_for(late.task, 5)
+    await asyncio.wait_for(late.task, 30)
     assert b"TIMEOUT" in told(late)
     await until(lambda: stepped.running == 0)
     stepped.let(10)
@@ -762,11 +762,11 @@ async def test_a_database_that_hangs_is_not_waited_for(
             with monkeypatch.context() as patched:
                 patched.setattr(store, "PATIENCE_S", 0.05)
                 down = process.call(INFER, asking())
-                await asyncio.wait_for(down.task, 5)
+                await asyncio.wait_for(down.task, 30)
             assert down.status == 503
         assert world.generator.requests == []
         again = process.call(INFER, asking())
-        await asyncio.wait_for(again.task, 5)
+        await asyncio.wait_for(again.task, 30)
         assert (again.status, replayed(again)) == (200, False), "no lease came in after all"
         await quiet()
 
@@ -786,10 +786,10 @@ async def test_an_answer_goes_out_though_it_cannot_be_written_down_in_time(
             with monkeypatch.context() as patched:
                 patched.setattr(store, "PATIENCE_S", 0.05)
                 stepped.let(10)
-                await asyncio.wait_for(first.task, 5)
+                await asyncio.wait_for(first.task, 30)
             assert first.status == 200
         again = process.call(INFER, asking())
-        await asyncio.wait_for(again.task, 5)
+        await asyncio.wait_for(again.task, 30)
         assert replayed(again)
         assert told(again) == told(first)
         await quiet()
@@ -812,7 +812,7 @@ async def test_what_could_not_be_written_down_is_tried_again(
     first = process.call(INFER, asking())
     await first.task
     again = process.call(INFER, asking())
-    await asyncio.wait_for(again.task, 5)
+    await asyncio.wait_for(again.task, 30)
     assert (first.status, tries) == (200, 3)
     assert replayed(again)
     assert told(again) == told(first)
@@ -830,7 +830,7 @@ async def test_gateways_delete_what_has_expired(start: Start, world: World, cloc
     process = await start()
     async with process.client(**{"idempotency-key": "another"}) as client:
         await client.post(INFER, json=asking())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await kept(process) != 1:  # noqa: ASYNC110  # it is deleted beside the request
             await asyncio.sleep(0.01)
 

@@ -33,7 +33,7 @@ class Socket:
 
     async def hear(self) -> tuple[str, str | None, Any]:
         """Event, id, data."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             message = orjson.loads(await self.connection.recv())
         return message["event"], message["id"], message["data"]
 
@@ -271,7 +271,7 @@ ASK = {"type": "infer", "id": "a", "model": "smollm2", "prompt": "hi"}
 
 async def test_a_request_that_is_cancelled_before_it_has_begun(world: World) -> None:
     socket = RawSocket(world, ASK, {"type": "cancel", "id": "a"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert (await socket.sent.get())["type"] == "websocket.accept"
         assert orjson.loads((await socket.sent.get())["text"])["event"] == "cancelled"
         socket.hang_up()
@@ -285,7 +285,7 @@ async def test_a_server_that_refuses_to_send_to_who_has_gone(world: World) -> No
     await asyncio.sleep(0.1)
     assert world.generator.running == 1  # until the server says that the client has gone
     socket.hang_up()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await socket.task
     assert world.generator.running == 0
     assert world.recorder.finished[0].status == 499

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from itertools import pairwise
 
 import httpx
@@ -23,6 +24,7 @@ from tests.gateway.server import LiveServer
 from tests.gateway.test_chat import PATH as CHAT
 from tests.gateway.test_chat import asking as chatting
 from tests.gateway.test_infer import STREAM, asking
+from tests.virtual_time import virtually
 
 KEEPALIVE = b": keep-alive\n\n"
 
@@ -32,46 +34,60 @@ def start(world: World, path: str = STREAM) -> RawCall:
     return RawCall(create_app(world.services()), path, body)
 
 
-async def test_each_delta_goes_out_as_it_comes() -> None:
-    call = start(World(generator=FakeGenerator(delay_s=0.05)))
-    await call.task
-    tokens = call.times[1:4]
-    assert [b"event: token" in body for body in call.bodies] == [True, True, True, False]
-    assert all(later - sooner > 0.01 for sooner, later in pairwise(tokens))
+def test_each_delta_goes_out_as_it_comes() -> None:
+    async def story() -> None:
+        call = start(World(generator=FakeGenerator(delay_s=0.05)))
+        await call.task
+        tokens = call.times[1:4]
+        assert [b"event: token" in body for body in call.bodies] == [True, True, True, False]
+        assert all(later - sooner > 0.01 for sooner, later in pairwise(tokens))
+
+    virtually(story)
 
 
-async def test_what_gathers_while_the_client_is_slow_goes_out_in_one_piece() -> None:
-    call = start(World(generator=FakeGenerator(pieces="abcdef", delay_s=0.001)))
-    await call.until(2)
-    call.writable.clear()
-    await asyncio.sleep(0.05)
-    call.writable.set()
-    await call.task
-    assert len(call.bodies) < 6
-    told = events(b"".join(call.bodies).decode())
-    assert "".join(data["text"] for name, data in told if name == "token") == "abcdef"
+def test_what_gathers_while_the_client_is_slow_goes_out_in_one_piece() -> None:
+    async def story() -> None:
+        call = start(World(generator=FakeGenerator(pieces="abcdef", delay_s=0.001)))
+        await call.until(2)
+        call.writable.clear()
+        await asyncio.sleep(0.05)
+        call.writable.set()
+        await call.task
+        assert len(call.bodies) < 6
+        told = events(b"".join(call.bodies).decode())
+        assert "".join(data["text"] for name, data in told if name == "token") == "abcdef"
+
+    virtually(story)
 
 
-async def test_a_silent_stream_begins_and_is_kept_alive() -> None:
-    world = World(generator=FakeGenerator(pieces="a", delay_s=0.35))
-    world.config = GatewayConfig(sse_keepalive_s=0.1)
-    call = start(world)
-    began = asyncio.get_running_loop().time()
-    await call.task
-    assert call.times[0] - began < 0.3
-    assert KEEPALIVE == call.bodies[0] == call.bodies[1]
-    ttft_s = world.recorder.finished[0].ttft_s
-    assert ttft_s is not None
-    assert ttft_s >= 0.35  # a comment is no output
+def test_a_silent_stream_begins_and_is_kept_alive() -> None:
+    async def story() -> None:
+        world = World(generator=FakeGenerator(pieces="a", delay_s=0.35))
+        world.config = GatewayConfig(sse_keepalive_s=0.1)
+        clock = asyncio.get_running_loop().time
+        services = dataclasses.replace(world.services(), clock=clock)
+        call = RawCall(create_app(services), STREAM, asking())
+        began = clock()
+        await call.task
+        assert call.times[0] - began < 0.3
+        assert KEEPALIVE == call.bodies[0] == call.bodies[1]
+        ttft_s = world.recorder.finished[0].ttft_s
+        assert ttft_s is not None
+        assert ttft_s >= 0.35  # a comment is no output
+
+    virtually(story)
 
 
-async def test_a_refusal_after_the_header_is_an_event() -> None:
-    world = World(generator=FakeGenerator(delay_s=0.05, error=InvalidInput("too long")))
-    world.config = GatewayConfig(sse_keepalive_s=0.01)
-    call = start(world)
-    await call.task
-    assert call.status == 200
-    assert events(call.bodies[-1].decode())[0][1]["error"]["code"] == "INVALID_INPUT"
+def test_a_refusal_after_the_header_is_an_event() -> None:
+    async def story() -> None:
+        world = World(generator=FakeGenerator(delay_s=0.05, error=InvalidInput("too long")))
+        world.config = GatewayConfig(sse_keepalive_s=0.01)
+        call = start(world)
+        await call.task
+        assert call.status == 200
+        assert events(call.bodies[-1].decode())[0][1]["error"]["code"] == "INVALID_INPUT"
+
+    virtually(story)
 
 
 async def test_a_refusal_before_it_is_a_real_400() -> None:
@@ -121,7 +137,7 @@ async def test_a_generator_that_is_cancelled_from_within() -> None:
     # Ray cancels the task of a generator whose replica is being stopped.
     cancelled = asyncio.CancelledError()
     call = start(World(generator=FakeGenerator(error=cancelled, error_after=1)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await call.task
     assert events(call.bodies[-1].decode())[0][1]["error"]["code"] == "UPSTREAM_ERROR"
 
@@ -135,22 +151,25 @@ def test_on_a_real_socket_each_event_arrives_when_it_is_sent(
     assert [piece.count(b"event: ") for piece in arrivals[:3]] == [1, 1, 1]
 
 
-async def test_the_heartbeat_is_put_off_by_every_touch() -> None:
-    beats = 0
+def test_the_heartbeat_is_put_off_by_every_touch() -> None:
+    async def story() -> None:
+        beats = 0
 
-    def beat() -> None:
-        nonlocal beats
-        beats += 1
+        def beat() -> None:
+            nonlocal beats
+            beats += 1
 
-    with Heartbeat(0.2, beat) as heartbeat:
-        for _ in range(6):
-            await asyncio.sleep(0.05)
-            heartbeat.touch()
-        assert beats == 0
-        await asyncio.sleep(0.5)
+        with Heartbeat(0.2, beat) as heartbeat:
+            for _ in range(6):
+                await asyncio.sleep(0.05)
+                heartbeat.touch()
+            assert beats == 0
+            await asyncio.sleep(0.5)
+            assert beats == 2
+        await asyncio.sleep(0.25)
         assert beats == 2
-    await asyncio.sleep(0.25)
-    assert beats == 2
+
+    virtually(story)
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

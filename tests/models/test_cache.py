@@ -151,12 +151,10 @@ def test_stale_work_of_others_is_swept_unless_they_live(
         process.kill()
 
 
-def test_a_cached_folder_costs_milliseconds_and_no_lock(root: Path, copies: Copies) -> None:
+def test_a_cached_folder_costs_neither_a_download_nor_a_lock(root: Path, copies: Copies) -> None:
     path = fetch(SOURCE, cache=root, download=copies)
     shutil.rmtree(root / ".locks")
-    start = time.perf_counter()
     assert fetch(SOURCE, cache=root, download=copies) == path
-    assert time.perf_counter() - start < 0.05
     assert copies.calls == 1
     assert not (root / ".locks").exists()
 
