@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.adapters``
 
-32 requests arrive together, in turn without adapters, all with the same one, with 16 (two
-requests each), and with 16 beside as many requests for the base. Tokens per second, and the
-ratio to the base right before. Adapters are random, of rank 16, of the query and value layers
-(PEFT's default for this model) and of every linear layer but the head.
+32 requests arrive together: all with the same adapter, with 16 (two requests each), and with 16
+beside as many requests for the base. Right before each, the same without adapters: tokens per
+second of both, and the median of their ratios. Adapters are random, of rank 16, of the query and
+value layers (PEFT's default for this model) and of every linear layer but the head.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ LAYERS: dict[str, Callable[[str], bool]] = {
     "query, value": lambda name: name.endswith(("q_proj", "v_proj")),
     "all linear": lambda name: name != "lm_head",
 }
+BASE: list[str | None] = [None] * BATCH
 CASES: dict[str, list[str | None]] = {
-    "base": [None] * BATCH,
     "1 adapter": ["0"] * BATCH,
     f"{ADAPTERS} adapters": [str(i % ADAPTERS) for i in range(BATCH)],
     f"{ADAPTERS} adapters, half of the requests": [
@@ -111,17 +111,18 @@ async def compare(base: Path, threads: int, rounds: int, new_tokens: int) -> Rep
                     began = time.perf_counter()
                     info = engine.load_adapter(str(number), Path(folder) / str(number))
                     loads.append(time.perf_counter() - began)
-            speeds: dict[str, list[float]] = {name: [] for name in CASES}
-            for adapters in CASES.values():
+            speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
+            for adapters in (BASE, *CASES.values()):
                 await run(engine, adapters, 8)
             for _ in range(rounds):
                 for name, adapters in CASES.items():
-                    speeds[name].append(await run(engine, adapters, new_tokens))
-            for name, speed in speeds.items():
-                pairs = zip(speed, speeds["base"], strict=True)
-                ratio = statistics.median(own / plain for own, plain in pairs)
+                    plain = await run(engine, BASE, new_tokens)
+                    speeds[name].append((plain, await run(engine, adapters, new_tokens)))
+            for name, pairs in speeds.items():
+                ratio = statistics.median(own / plain for plain, own in pairs)
                 goal = f"≥ {GOAL}" if name == f"{ADAPTERS} adapters" else ""
-                lines.append((layers, name, statistics.median(speed), f"{ratio:.2f}", goal))
+                medians = (statistics.median(column) for column in zip(*pairs, strict=True))
+                lines.append((layers, name, *medians, f"{ratio:.2f}", goal))
                 print(lines[-1], flush=True)
             print(
                 f"{layers}: {info.bytes / 2**20:.1f} MB an adapter, loaded in"
@@ -133,9 +134,9 @@ async def compare(base: Path, threads: int, rounds: int, new_tokens: int) -> Rep
     report.add(
         f"SmolLM2-135M-Instruct, float32, {threads} threads, {BATCH} requests, prompts of"
         f" {PROMPT_TOKENS} tokens, {new_tokens} new tokens, adapters of rank {RANK}; medians of"
-        f" {rounds} rounds in turn."
+        f" {rounds} rounds."
     )
-    report.add(table(("layers", "requests", "tok/s", "of the base", "goal"), lines))
+    report.add(table(("layers", "requests", "base tok/s", "tok/s", "of the base", "goal"), lines))
     return report
 
 

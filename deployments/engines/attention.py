@@ -43,16 +43,17 @@ class DecodeSpan:
     """One token each of several sequences, over slots ``0 … top``.
 
     Args:
-        slots: ascending slot of each token.
+        slots: of each token, in any order.
         positions: of each token; it sees the keys ``0 … position``.
     """
 
     def __init__(self, slots: torch.Tensor, positions: torch.Tensor) -> None:
         self.tokens = slice(0, len(slots))
-        self._top = int(slots[-1]) + 1
+        self._top = int(slots.max()) + 1
         self._length = int(positions.max()) + 1
         # Slots in between that do not decode take part with a query of zeros.
-        self._rows = slots if self._top > len(slots) else None
+        in_place = torch.equal(slots, torch.arange(self._top, device=slots.device))
+        self._rows = None if in_place else slots
         self._positions = positions.new_zeros(self._top).index_copy_(0, slots, positions)
         self._masks: dict[int | None, torch.Tensor] = {}
 

@@ -4,8 +4,9 @@ A layer's adapters add ``x Aᵀ B`` to its output (Hu et al., 2021). As in Punic
 2023) and S-LoRA (Sheng et al., 2023), the rows that decode are gathered by adapter and share
 two batched products a layer, whatever adapters they have. Theirs gather weights for each row;
 on a processor reading weights is what costs, so here those of the running adapters lie side by
-side in a stack, and each group's are read once. Chunks of prompts, and adapters with many rows,
-are multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
+side in a stack, and each group's are read once. Where groups are equal the pass is ordered by
+adapter, and no layer has to gather. Chunks of prompts, and adapters with many rows, are
+multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ class _Stack:
         self.show(slots)
 
     def show(self, slots: int) -> None:
-        """What the products run over: ``a [slots, inputs, rank]``, ``b [slots, rank, outputs]``."""
-        self.a, self.b = self._a[:slots].transpose(1, 2), self._b[:slots]
+        """What the products run over: ``a [slots, rank, inputs]``, ``b [slots, rank, outputs]``."""
+        self.a, self.b = self._a[:slots], self._b[:slots]
 
     def reserve(self, slots: int, used: int) -> None:
         """Room for ``slots``, of which the first ``used`` are kept."""
@@ -169,30 +170,54 @@ class _Sums:
     The row behind the last stays zero.
     """
 
-    __slots__ = ("alone", "rows", "stacked")
+    __slots__ = ("alone", "products", "rows", "stacked")
 
     def __init__(self, mix: _Mix, like: torch.Tensor) -> None:
-        self.rows = like.new_zeros(len(mix.pick) + 1, like.shape[-1])
+        self.rows = like.new_zeros(mix.length + 1, like.shape[-1])
+        self.products = self.rows[: mix.length]
         self.stacked = [self.rows[part].view(shape) for _, part, shape in mix.stacked]
         self.alone = [self.rows[part] for part, _ in mix.alone]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Mix:
     """How rows that decode are picked by adapter, multiplied, and put back."""
 
     begin: int
-    """First row of the pass that has an adapter; as many follow as ``back`` tells."""
-    pick: torch.Tensor
-    """Row of the pass for each row of the products; groups are filled up with any."""
-    back: torch.Tensor
-    """Row of the products for each row from ``begin``; without adapter, one behind the last."""
+    """First row of the pass that has an adapter."""
+    length: int
+    """Rows of the products."""
+    pick: torch.Tensor | None = None
+    """Row of the pass for each row of the products; groups are filled up with any. None: the
+    products' rows are the pass's, from ``begin`` on, one to one."""
+    back: torch.Tensor | None = None
+    """Row of the products for each row from ``begin`` to the last that has an adapter; for one
+    without, the row behind the last. None as for ``pick``."""
     stacked: Sequence[tuple[int, slice, tuple[int, int, int]]]
     """Rank, rows of the products, and their shape ``[slots, rows a slot, -1]``."""
     alone: Sequence[tuple[slice, Adapter]]
     """Rows of the products that share one adapter."""
     sums: dict[int, _Sums] = field(default_factory=dict)
     """By width."""
+    _input: torch.Tensor | None = None
+    _picked: torch.Tensor | None = None
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """``[1, tokens, inputs]`` → ``[length, inputs]``; neighbours that are given the very same
+        tensor share it.
+        """
+        if x is not self._input or self._picked is None:
+            self._input = x  # held, so that no other tensor can take its identity
+            rows = x[0]
+            if self.pick is None:
+                self._picked = rows.narrow(0, self.begin, self.length)
+            else:
+                self._picked = rows.index_select(0, self.pick)
+        return self._picked
+
+    def put_back(self, sums: _Sums) -> torch.Tensor:
+        """``[rows from begin, outputs]``."""
+        return sums.products if self.back is None else sums.rows.index_select(0, self.back)
 
 
 class _Layer:
@@ -225,20 +250,22 @@ class _Layer:
         sums = mix.sums.get(width)
         if sums is None:
             sums = mix.sums[width] = _Sums(mix, out)
-        picked = x[0].index_select(0, mix.pick)
+        picked = mix.gather(x)
         for (rank, part, shape), into in zip(mix.stacked, sums.stacked, strict=True):
             stack = self.stacks.get(rank)
             if stack is None:
                 into.zero_()
             else:
-                torch.bmm(torch.bmm(picked[part].view(shape), stack.a), stack.b, out=into)
+                # A first: the larger operand is walked as it lies in memory
+                inner = torch.bmm(stack.a, picked[part].view(shape).transpose(1, 2))
+                torch.bmm(inner.transpose(1, 2), stack.b, out=into)
         for (part, adapter), into in zip(mix.alone, sums.alone, strict=True):
             pair = adapter.weights.get(self.name)
             if pair is None:
                 into.zero_()
             else:
                 torch.mm(torch.mm(picked[part], pair[0].T), pair[1], out=into)
-        return sums.rows.index_select(0, mix.back)
+        return mix.put_back(sums)
 
 
 class LoraMixer:
@@ -260,35 +287,47 @@ class LoraMixer:
         self._layers: dict[str, _Layer] = {}
         self._hooks: dict[str, RemovableHandle] = {}
         self._last: tuple[object, ...] = ((),)
+        self._order: Sequence[int] | None = None
 
     def begin(
         self,
         single: Sequence[Adapter | None],
         several: Sequence[tuple[slice, Adapter]] = (),
-    ) -> None:
+    ) -> Sequence[int] | None:
         """Of the pass that follows: the adapters of its first rows, one a row, and of runs of
         further rows that share one.
+
+        Returns:
+            the order that the first rows must be given in, as indices of ``single``; None: as
+            they are.
         """
         numbers = tuple(adapter.number if adapter is not None else 0 for adapter in single)
         if not any(numbers):
             numbers = ()
         now = (numbers, *several)
         if now == self._last:
-            return
+            return self._order
         self._last = ()  # should this fail half-way, nothing of it is taken for granted
         groups: dict[Adapter, list[int]] = {}
         for row, adapter in enumerate(single):
             if adapter is not None:
                 groups.setdefault(adapter, []).append(row)
-        mix = self._mix(groups) if groups else None
+        mix, self._order = self._mix(groups, len(single)) if groups else (None, None)
         self._attach({*groups, *(adapter for _, adapter in several)})
         for name in self._hooks:
             self._layers[name].mix = mix
             self._layers[name].runs = several
         self._last = now
+        return self._order
 
-    def _mix(self, groups: Mapping[Adapter, Sequence[int]]) -> _Mix:
-        """From rows by adapter; brings the weights of small groups into the stacks."""
+    def _mix(
+        self, groups: Mapping[Adapter, Sequence[int]], rows_of_pass: int
+    ) -> tuple[_Mix, Sequence[int] | None]:
+        """From rows by adapter; brings the weights of small groups into the stacks.
+
+        Returns:
+            also the order in which the rows are expected.
+        """
         pick: list[int] = []
         place: dict[int, int] = {}
         """Row of the pass → row of the products."""
@@ -315,14 +354,14 @@ class LoraMixer:
             for owner in owners:
                 take(groups[adapters[owner]] if owner in adapters else (), most)
             stacked.append((rank, slice(begin, len(pick)), (len(owners), most, -1)))
-        back = [place.get(row, len(pick)) for row in range(min(place), max(place) + 1)]
-        return _Mix(
-            begin=min(place),
-            pick=torch.tensor(pick, device=self._device),
-            back=torch.tensor(back, device=self._device),
-            stacked=stacked,
-            alone=alone,
-        )
+        mix = _Mix(begin=0, length=len(pick), stacked=stacked, alone=alone)
+        if len(place) == len(pick):  # no group was filled up: the pass may have their order
+            return mix, [*pick, *(row for row in range(rows_of_pass) if row not in place)]
+        mix.begin = min(place)
+        back = [place.get(row, len(pick)) for row in range(mix.begin, max(place) + 1)]
+        mix.pick = torch.tensor(pick, device=self._device)
+        mix.back = torch.tensor(back, device=self._device)
+        return mix, None
 
     def _stack(self, rank: int, adapters: Mapping[int, Adapter]) -> Sequence[int]:
         """Bring the weights of these into the stacks of ``rank``; returns the slots' owners."""

@@ -7,6 +7,7 @@ nonsense.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -85,9 +86,12 @@ class Runner:
         """
         for copy in step.copies:
             self.cache.copy(copy.source, copy.target, copy.length)
-        single = sorted((c for c in step.chunks if len(c.tokens) == 1), key=lambda c: c.slot)
+        single: Sequence[Chunk] = sorted(
+            (c for c in step.chunks if len(c.tokens) == 1), key=lambda c: c.slot
+        )
         several = [c for c in step.chunks if len(c.tokens) > 1]
         several.sort(key=_adapter_number)  # so that rows with one adapter lie together
+        single = self._adapt(single, several)
         chunks = (*single, *several)
 
         tokens: list[int] = []
@@ -109,19 +113,11 @@ class Runner:
             slots = self._tensor([c.slot for c in single])
             spans.append(DecodeSpan(slots, position_row[: len(single)]))
         begin = len(single)
-        runs: list[tuple[slice, Adapter]] = []
         for chunk in several:
             span = slice(begin, begin + len(chunk.tokens))
             spans.append(PrefillSpan(span, chunk.slot, position_row[span]))
             begin = span.stop
-            adapter = chunk.sequence.call.adapter
-            if adapter is None:
-                continue
-            if runs and runs[-1][1] is adapter:
-                span = slice(runs.pop()[0].start, span.stop)
-            runs.append((span, adapter))
 
-        self._mixer.begin([c.sequence.call.adapter for c in single], runs)
         self.cache.place(self._tensor(rows))
         self._attention.begin(spans)
         logits = self.model(
@@ -133,6 +129,22 @@ class Runner:
             logits_to_keep=self._tensor(last or [0]),
         ).logits[0]
         return logits[: len(last)], tuple(c for c in chunks if c.samples)
+
+    def _adapt(self, single: Sequence[Chunk], several: Sequence[Chunk]) -> Sequence[Chunk]:
+        """Tell the mixer of the pass; ``single`` in the order that it wants."""
+        runs: list[tuple[slice, Adapter]] = []
+        begin = len(single)
+        for chunk in several:
+            span = slice(begin, begin + len(chunk.tokens))
+            begin = span.stop
+            adapter = chunk.sequence.call.adapter
+            if adapter is None:
+                continue
+            if runs and runs[-1][1] is adapter:
+                span = slice(runs.pop()[0].start, span.stop)
+            runs.append((span, adapter))
+        order = self._mixer.begin([c.sequence.call.adapter for c in single], runs)
+        return single if order is None else [single[row] for row in order]
 
     @torch.inference_mode()
     def wipe(self, slot: int, length: int) -> None:

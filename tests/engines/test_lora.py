@@ -96,7 +96,10 @@ def check(
     if not owners:
         return
     x = torch.randn(1, len(owners), 6, dtype=torch.float64)
-    mixer.begin(single, runs)
+    order = mixer.begin(single, runs)
+    if order is not None:
+        assert sorted(order) == list(range(len(single)))
+        owners[: len(single)] = [single[row] for row in order]
     touched = {name for owner in owners if owner is not None for name in owner.weights}
     assert model.hooks() == len(touched)
     for got, right in zip(model(x), expected(model, x[0], owners), strict=True):
@@ -133,17 +136,24 @@ def test_without_adapters_nothing_is_left() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model(x), plain, strict=True))
 
 
-def test_what_overflows_in_one_row_does_not_reach_another() -> None:
+@pytest.mark.parametrize("others", [1, 2], ids=["in order", "gathered and filled up"])
+def test_what_overflows_in_one_row_does_not_reach_another(others: int) -> None:
     huge = {"q": tuple(t * 1e200 for t in ADAPTERS[4].weights["q"])}
     loud = Adapter(name="loud", rank=5, bytes=0, weights=huge)  # type: ignore[arg-type]
     model = Model()
     mixer = LoraMixer(model, torch.device("cpu"))
-    x = torch.randn(1, 3, 6, dtype=torch.float64) * 1e150
-    mixer.begin([loud, ADAPTERS[0], None])
+    owners: list[Adapter | None] = [loud, *others * [ADAPTERS[0]], None]
+    x = torch.randn(1, len(owners), 6, dtype=torch.float64) * 1e150
+    order = mixer.begin(owners)
+    assert (order is not None) == (others == 1)
+    order = order or range(len(owners))
     q = model(x)[0][0]
-    assert not q[0].isfinite().any()
-    right = expected(model, x[0], [None, ADAPTERS[0], None])[0][0]
-    assert torch.allclose(q[1:], right[1:], rtol=1e-12)
+    right = expected(model, x[0], [None if owners[i] is loud else owners[i] for i in order])[0][0]
+    for row, i in enumerate(order):
+        if owners[i] is loud:
+            assert not q[row].isfinite().any()
+        else:
+            assert torch.allclose(q[row], right[row], rtol=1e-12)
 
 
 def test_a_failure_while_stacking_leaves_nothing_half_done(
