@@ -6,7 +6,7 @@ policy tells the subscribers when all is over. On a WebSocket every request has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -33,6 +33,8 @@ class Exchange:
     model: str | None = None
     adapter: str | None = None
     """Of the model. Kept apart: a metric's labels may not be whatever a client writes."""
+    fields: Set[str] = frozenset()
+    """Of the request's schema: those that the client has set."""
     priority: Priority | None = None
     principal: Principal | None = None
     """``None`` on public routes."""
@@ -129,6 +131,7 @@ class Exchange:
         A work that several requests wait for has its own (``policies/idempotency.py``).
         """
         self.model, self.adapter, self.priority = work.model, work.adapter, work.priority
+        self.fields = work.fields
 
     def account_for(self, work: Exchange) -> None:
         """Take upon this request all that ``work`` used. One of those that waited does."""
