@@ -65,6 +65,8 @@ class Exchange:
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
     """How a stream that has begun tells its client of a failure."""
+    work: Exchange | None = None
+    """What answers this request and, maybe, others (``policies/idempotency.py``)."""
 
     def belongs_to(self, principal: Principal) -> None:
         self.principal = principal
@@ -131,7 +133,6 @@ class Exchange:
         A work that several requests wait for has its own (``policies/idempotency.py``).
         """
         self.model, self.adapter, self.priority = work.model, work.adapter, work.priority
-        self.fields = work.fields
 
     def account_for(self, work: Exchange) -> None:
         """Take upon this request all that ``work`` used. One of those that waited does."""

@@ -107,7 +107,7 @@ class Deprecations:
 
         async def send_with_notices(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = headers(list(notices(self.table, exchange)))
+                told = headers(list(notices(self.table, exchange.work or exchange)))
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.encode(), value.encode()) for name, value in told),
