@@ -7,6 +7,7 @@ and nowhere else. What changes at run time lives in the database, not in this tr
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -406,9 +407,57 @@ class CacheConfig(Section):
     """Of one answer; a longer one is not kept."""
 
 
+PathPrefix: TypeAlias = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_~:@-][A-Za-z0-9._~:@-]*)+$")]
+"""Of whole segments: ``/admin`` is ``/admin`` and all below it, not ``/administrator``."""
+
+
+class PathsConfig(Section):
+    """Which paths are answered at all (spec C7); nothing is at the others, for whoever asks."""
+
+    allow: tuple[PathPrefix, ...] = ()
+    """These and what is below them; empty: all that there is. Probes need ``/healthz`` and
+    ``/readyz``."""
+    deny: tuple[PathPrefix, ...] = ()
+    """Not these, whatever ``allow`` says."""
+    max_bytes: int = Field(default=2048, ge=64)
+    """Of a path as it is sent."""
+    max_query_bytes: int = Field(default=8192, ge=0)
+
+
+class Deprecation(Section):
+    """Of something that will go away. Dates in quotes: Serve takes its configuration as JSON."""
+
+    since: date
+    sunset: date | None = None
+    """When it goes; ``None``: nobody knows yet."""
+    successor: str | None = Field(default=None, pattern=r"^[!#-\[\]-~]+$")
+    """What to use instead: a path or URL for a route, a name for a model or a field."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Deprecation:
+        if self.sunset is not None and self.sunset < self.since:
+            raise ValueError(f"sunset ({self.sunset}) is before since ({self.since})")
+        return self
+
+
+class DeprecationsConfig(Section):
+    """The one table of what is deprecated (spec A12): answers say so, and the OpenAPI document."""
+
+    routes: dict[str, Deprecation] = Field(default_factory=dict)
+    """By path, as the OpenAPI document writes it."""
+    fields: dict[str, dict[str, Deprecation]] = Field(default_factory=dict)
+    """Of requests that have them: by path, then by the field's name."""
+    models: dict[ModelName, Deprecation] = Field(default_factory=dict)
+
+
 class GatewayConfig(Section):
     replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)
+    paths: PathsConfig = PathsConfig()
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    body_timeout_s: PositiveSeconds = 30
+    """For a whole body to arrive; a larger ``max_body_bytes`` needs more."""
+    send_timeout_s: PositiveSeconds = 60
+    """A client that takes nothing of its answer for so long is hung up on."""
     request_timeout_s: PositiveSeconds = 300
     """Hard limit from arrival to the last byte of the answer."""
     predict_timeout_s: PositiveSeconds = 30
@@ -417,6 +466,8 @@ class GatewayConfig(Section):
     sse_keepalive_s: PositiveSeconds = 15
     socket_requests: int = Field(default=32, ge=1)
     """Requests that one WebSocket connection may have running at a time."""
+    socket_idle_s: PositiveSeconds = 300
+    """A WebSocket connection on which nothing runs and nothing comes for so long is closed."""
     start_retries: int = Field(default=3, ge=0)
     """Attempts on another replica when one is lost before its first output."""
     cors: Cors = Cors()
@@ -432,6 +483,7 @@ class GatewayConfig(Section):
     guardrails: GuardrailsConfig = GuardrailsConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
     cache: CacheConfig = CacheConfig()
+    deprecations: DeprecationsConfig = DeprecationsConfig()
 
 
 class PlatformConfig(Section):
@@ -443,6 +495,15 @@ class PlatformConfig(Section):
     def _names_are_free(self) -> PlatformConfig:
         if "gateway" in self.models:
             raise ValueError("a model cannot be named 'gateway': the gateway's deployment is")
+        return self
+
+    @model_validator(mode="after")
+    def _deprecated_models_are_served(self) -> PlatformConfig:
+        if strangers := sorted(self.gateway.deprecations.models.keys() - self.models.keys()):
+            raise ValueError(
+                f"gateway.deprecations.models names {', '.join(strangers)}, served here are"
+                f" {', '.join(sorted(self.models))}"
+            )
         return self
 
 

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from models import durable
 from models.contracts import Predictor
+from models.encryption import SUFFIX
 from models.errors import ConfigError
 from models.signing import Keys
 from models.sources.folder import sha256_file
@@ -242,7 +243,8 @@ def verify(folder: Path, *, keys: Keys | None = None) -> Manifest:
     found = dict(_files(folder))
     for path in sorted(found.keys() | manifest.files.keys()):
         if path not in found:
-            raise ConfigError(f"{folder} lacks {path}, which its manifest names")
+            hint = "; it is encrypted, read it through its store" if path + SUFFIX in found else ""
+            raise ConfigError(f"{folder} lacks {path}, which its manifest names{hint}")
         if path not in manifest.files:
             raise ConfigError(f"{folder}: {path} is not in its manifest; somebody added it")
         size, wanted = found[path].stat().st_size, manifest.files[path]

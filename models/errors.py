@@ -54,6 +54,10 @@ class PayloadTooLarge(InvalidInput):
     status = 413
 
 
+class UriTooLong(InvalidInput):
+    status = 414
+
+
 class UnsupportedMediaType(InvalidInput):
     status = 415
 
@@ -103,6 +107,12 @@ class Timeout(PlatformError):
 
     code = "TIMEOUT"
     status = 504
+
+
+class BodyTimeout(Timeout):
+    """The client took too long to send its request; nothing was begun."""
+
+    status = 408
 
 
 class UpstreamError(PlatformError):

@@ -3,13 +3,16 @@
 Files go first and the manifest last, whole; a folder without a manifest is a publication
 that is under way or was killed, and counts for nothing. Since the name is the hash of the
 contents, publishing twice, or in two places at once, does no harm.
+
+With a key (``encryption.py``) files are encrypted on their way in, and decrypted on their way to
+a node's cache; the manifest is not.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +22,7 @@ from typing import Any, Self
 
 from models import artifact, durable
 from models.artifact import MANIFEST, SIGNATURE, Manifest
+from models.encryption import HEADER_BYTES, SUFFIX, Keyring, Subject, key_named_in
 from models.errors import ConfigError, NotFound, PlatformError, Unavailable
 from models.signing import Keys
 from models.sources import default_cache
@@ -59,27 +63,41 @@ class Store:
     def uri(self, sha256: str) -> str:
         return f"{self.url}/{sha256}"
 
-    def publish(self, folder: Path, *, keys: Keys | None = None) -> str:
+    def publish(
+        self, folder: Path, *, keys: Keys | None = None, ring: Keyring | None = None
+    ) -> str:
         """Copy a sealed artifact here, unless it is here already, and return its URI.
+
+        Encrypted if ``ring`` (default: that of the environment) has keys; copies that are not,
+        or not under the newest, are then replaced.
 
         Raises:
             ConfigError: the folder does not verify, or the store cannot be written to.
             Unavailable: the store cannot be reached or is full.
         """
         keys = Keys.of() if keys is None else keys
+        ring = Keyring.of() if ring is None else ring
         manifest = artifact.verify(folder, keys=keys)
         text = (folder / MANIFEST).read_bytes()
         place = f"{self._root}/{manifest.content_sha256}"
+        if ring.keys and (taken := sorted(p for p in manifest.files if p.endswith(SUFFIX))):
+            raise ConfigError(
+                f"{folder}: {taken[0]} is named like an encrypted file; rename it, or publish"
+                " without a key"
+            )
         with self._explained("publish to"):
-            for path, file in manifest.files.items():
-                if self._size(f"{place}/{path}") != file.size:
-                    self._put(folder / path, f"{place}/{path}")
+            held = self._held(manifest.content_sha256)
+            for subject in _subjects(manifest):
+                self._put_subject(folder, subject, held, ring)
             if (folder / SIGNATURE).exists():
                 self._put(folder / SIGNATURE, f"{place}/{SIGNATURE}")
             elif signature := keys.sign(text):
                 self._write(signature, f"{place}/{SIGNATURE}")
             if self._read(f"{place}/{MANIFEST}") != text:
                 self._write(text, f"{place}/{MANIFEST}")
+            if ring.keys:  # only now: until here a fetch found one or the other
+                for path in held.keys() & manifest.files.keys():
+                    self._fs.rm_file(f"{place}/{path}")
         return self.uri(manifest.content_sha256)
 
     @classmethod
@@ -92,12 +110,41 @@ class Store:
 
     def has(self, manifest: Manifest) -> bool:
         """Whether all of an artifact is here, by the sizes of its files."""
-        place = f"{self._root}/{manifest.content_sha256}"
         with self._explained("read"):
-            self._fs.invalidate_cache()
-            sizes = {path: file.size for path, file in manifest.files.items()}
-            sizes[MANIFEST] = len(manifest.encode())
-            return all(self._size(f"{place}/{path}") == size for path, size in sizes.items())
+            held = self._held(manifest.content_sha256)
+        return held.get(MANIFEST) == len(manifest.encode()) and all(
+            held.get(subject.path + SUFFIX) == subject.stored_size
+            or held.get(subject.path) == subject.size
+            for subject in _subjects(manifest)
+        )
+
+    def encrypted_under(self, sha256: str) -> set[str | None]:
+        """The ids of the keys under which an artifact's files are encrypted; ``None`` among them:
+        some are not.
+
+        Raises: as :meth:`manifest`.
+        """
+        manifest = self.manifest(sha256)
+        place = f"{self._root}/{sha256}"
+        with self._explained("read"):
+            held = self._held(sha256)
+            keys = {self._key_of(f"{place}/{path}{SUFFIX}") for path in _encrypted(manifest, held)}
+        return keys | ({None} if held.keys() & manifest.files.keys() else set())
+
+    def encrypt(
+        self, sha256: str, *, keys: Keys | None = None, ring: Keyring | None = None
+    ) -> None:
+        """Encrypt what is here under the newest key, whatever it is under now.
+
+        Raises: as :meth:`fetch` and :meth:`publish`.
+        """
+        ring = Keyring.of() if ring is None else ring
+        kept = default_cache()
+        with self._explained("encrypt in"):
+            kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept, prefix=".encrypt-") as scratch:
+            folder = self.fetch(sha256, cache=Path(scratch), keys=keys, ring=ring)
+            self.publish(folder, keys=keys, ring=ring)
 
     def manifest(self, sha256: str, *, keys: Keys | None = None) -> Manifest:
         """Of a published artifact.
@@ -108,30 +155,42 @@ class Store:
         """
         return self._manifest(sha256, Keys.of() if keys is None else keys)[0]
 
-    def fetch(self, sha256: str, *, cache: Path | None = None, keys: Keys | None = None) -> Path:
-        """A local folder with the artifact, its bytes verified; one in a local store itself.
+    def fetch(
+        self,
+        sha256: str,
+        *,
+        cache: Path | None = None,
+        keys: Keys | None = None,
+        ring: Keyring | None = None,
+    ) -> Path:
+        """A local folder with the artifact, decrypted, its bytes verified; one in a local store
+        itself, if it is not encrypted there.
 
         Args:
             cache: where folders from elsewhere are kept; default ``default_cache()``.
 
         Raises:
             NotFound: it is not in this store.
-            ConfigError: it does not verify.
+            ConfigError: it does not verify, or does not decrypt.
             Unavailable: the store cannot be reached, or the local disk is full.
         """
         keys = Keys.of() if keys is None else keys
+        ring = Keyring.of() if ring is None else ring
         called = self.uri(sha256)
         if self._local:
-            self._manifest(sha256, keys)
-            folder = Path(self._root, sha256)
-            artifact.verify(folder, keys=keys)
-            return folder
+            manifest = self._manifest(sha256, keys)[0]
+            with self._explained("read"):
+                encrypted = _encrypted(manifest, self._held(sha256))
+            if not encrypted:
+                folder = Path(self._root, sha256)
+                artifact.verify(folder, keys=keys)
+                return folder
         kept = Cache(
             root=cache or default_cache(),
             report=lambda _: None,
             check=lambda *_: None,  # _fill verifies; not every artifact is a Hugging Face folder
         )
-        folder, _ = kept.get(f"artifact:{sha256}", partial(self._fill, sha256, keys))
+        folder, _ = kept.get(f"artifact:{sha256}", partial(self._fill, sha256, keys, ring))
         found = artifact.verify(folder, keys=keys)
         if found.content_sha256 != sha256:
             raise ConfigError(f"{folder} does not hold {_without_secrets(called)}; delete it")
@@ -175,14 +234,24 @@ class Store:
                     if datetime.fromtimestamp(file.stat().st_mtime, UTC) < before:
                         file.unlink()
 
-    def _fill(self, sha256: str, keys: Keys, work: Workspace) -> Provenance:
+    def _fill(self, sha256: str, keys: Keys, ring: Keyring, work: Workspace) -> Provenance:
         manifest, text, signature = self._manifest(sha256, keys)
         work.need(manifest.size)
+        place, called = f"{self._root}/{sha256}", f"{self.called}/{sha256}"
         with self._explained("fetch from"):
-            for path in manifest.files:
+            encrypted = _encrypted(manifest, self._held(sha256))
+            for subject in _subjects(manifest):
+                path = subject.path
                 target = work.out / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._root}/{sha256}/{path}", str(target))
+                if path not in encrypted:
+                    self._fs.get_file(f"{place}/{path}", str(target))
+                    continue
+                with (
+                    self._fs.open(f"{place}/{path}{SUFFIX}", "rb") as source,
+                    target.open("wb") as plain,
+                ):
+                    ring.decrypt(source, plain, subject, called)
         (work.out / MANIFEST).write_bytes(text)
         if signature is not None:
             (work.out / SIGNATURE).write_bytes(signature)
@@ -211,12 +280,40 @@ class Store:
             return None
         return content
 
-    def _size(self, path: str) -> int | None:
-        try:
-            size: int = self._fs.size(path)
-        except FileNotFoundError:
-            return None
-        return size
+    def _held(self, sha256: str) -> dict[str, int]:
+        """Files of an artifact that are here, by path, with their sizes."""
+        place = f"{self._root}/{_checked(sha256)}"
+        self._fs.invalidate_cache()
+        found = self._fs.find(place, detail=True) if self._fs.exists(place) else {}
+        prefix = self._fs._strip_protocol(place).rstrip("/") + "/"
+        return {path.removeprefix(prefix): facts["size"] for path, facts in found.items()}
+
+    def _key_of(self, path: str) -> str | None:
+        return key_named_in(self._fs.cat_file(path, start=0, end=HEADER_BYTES))
+
+    def _put_subject(
+        self, folder: Path, subject: Subject, held: dict[str, int], ring: Keyring
+    ) -> None:
+        """Unless it is here already, as it should be."""
+        place = f"{self._root}/{subject.artifact}/{subject.path}"
+        encrypted = held.get(subject.path + SUFFIX) == subject.stored_size
+        if not ring.keys:
+            if not encrypted and held.get(subject.path) != subject.size:
+                self._put(folder / subject.path, place)
+        elif not encrypted or self._key_of(place + SUFFIX) != ring.newest:
+            self._put_encrypted(folder / subject.path, place + SUFFIX, subject, ring)
+
+    def _put_encrypted(self, file: Path, path: str, subject: Subject, ring: Keyring) -> None:
+        with file.open("rb") as source:
+            if self._local:
+                with self._replacing(Path(path)) as target:
+                    ring.encrypt(source, target, subject)
+                return
+            # A remote file that is written piece by piece could be left with half of them.
+            with tempfile.NamedTemporaryFile() as whole:
+                ring.encrypt(source, whole, subject)
+                whole.flush()
+                self._fs.put_file(whole.name, path)
 
     def _put(self, file: Path, path: str) -> None:
         """Whole or not at all: object stores do that; on a local disk a rename does."""
@@ -278,6 +375,17 @@ class Store:
 def publish(folder: Path, store: Store | str | Path | None = None) -> str:
     """Copy a sealed artifact to a store; see :meth:`Store.publish`."""
     return (store if isinstance(store, Store) else Store(store)).publish(folder)
+
+
+def _subjects(manifest: Manifest) -> Iterator[Subject]:
+    for path, file in manifest.files.items():
+        yield Subject(artifact=manifest.content_sha256, path=path, size=file.size)
+
+
+def _encrypted(manifest: Manifest, held: Collection[str]) -> set[str]:
+    """Those of an artifact's files that lie encrypted among ``held``."""
+    names = {path + SUFFIX for path in manifest.files} - manifest.files.keys()
+    return {name.removesuffix(SUFFIX) for name in names & set(held)}
 
 
 def fetch(artifact: str, cache: Path | None = None, *, keys: Keys | None = None) -> Path:

@@ -21,13 +21,17 @@ from deployments.gateway.policies.body_limit import BodyLimit
 from deployments.gateway.policies.cache_control import CacheControl
 from deployments.gateway.policies.compression import Compression
 from deployments.gateway.policies.deadline import Deadline
+from deployments.gateway.policies.deprecation import Deprecations, check_table, mark_deprecated
 from deployments.gateway.policies.disconnect import Disconnect
 from deployments.gateway.policies.failures import Failures
 from deployments.gateway.policies.idempotency import Idempotency
 from deployments.gateway.policies.loopback import Loopback
+from deployments.gateway.policies.path_filter import PathFilter, may_be_answered, name_prefixes
 from deployments.gateway.policies.quota_headers import QuotaHeaders
 from deployments.gateway.policies.request_id import RequestId
 from deployments.gateway.policies.security_headers import SecurityHeaders
+from deployments.gateway.policies.slow_body import SlowBody
+from deployments.gateway.policies.slow_reader import SlowReader
 from deployments.gateway.routes import (
     admin_models,
     admin_tenants,
@@ -61,7 +65,7 @@ def create_app(services: Services) -> ASGIApp:
 
 
 def routes(services: Services) -> list[Operation]:
-    """The busiest first: they are tried in this order."""
+    """The busiest first: they are tried in this order. Without those that are denied."""
     operations = [
         *openai_chat.operations(services),
         *infer.operations(services),
@@ -75,11 +79,15 @@ def routes(services: Services) -> list[Operation]:
         *admin_usage.operations(services),
         *webhooks.operations(services),
     ]
+    paths, deprecations = services.config.paths, services.config.deprecations
+    check_table(deprecations, operations)
+    operations = [each for each in operations if may_be_answered(each.path_format, paths)]
     methods: defaultdict[str, set[str]] = defaultdict(set)
     for operation in operations:
         methods[operation.path] |= operation.allowed
     for operation in operations:
         operation.on_path = frozenset(methods[operation.path])
+        mark_deprecated(deprecations, operation)
     return operations
 
 
@@ -92,14 +100,18 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         *cors(config.cors.allow_origins),
         partial(Access, emit=services.emit, clock=services.clock),
         QuotaHeaders,
+        partial(Deprecations, table=config.deprecations),
         partial(Failures, now=services.now),
+        partial(PathFilter, paths=config.paths, names_below=name_prefixes(operations)),
         partial(Authentication, authenticator=services.authenticator),
         *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),
         *([] if services.cache is None else [CacheControl]),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
+        partial(SlowReader, limit_s=config.send_timeout_s),
         partial(Deadline, limit_s=partial(limit_s, config)),
         partial(BodyLimit, max_bytes=config.max_body_bytes),
+        partial(SlowBody, limit_s=config.body_timeout_s),
         *idempotency(services, operations),
     ]
 
@@ -150,6 +162,10 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
                 "X-Next-Cursor",
                 "X-Prev-Cursor",
                 "Idempotent-Replayed",
+                "Deprecation",
+                "Sunset",
+                "Warning",
+                "Link",
             ),
         )
     ]

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
+    408: "timeout_error",
     429: "rate_limit_error",
     504: "timeout_error",
 }
@@ -76,6 +77,8 @@ def error_response(error: PlatformError, path: str, request_id: str, now: float)
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["allow"] = str(error.details["allow"])
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["connection"] = "close"  # the rest of the body is not waited for, either
     return Response(error_json(body), error.status, headers, "application/json")
 
 

@@ -6,7 +6,7 @@ policy tells the subscribers when all is over. On a WebSocket every request has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -33,6 +33,8 @@ class Exchange:
     model: str | None = None
     adapter: str | None = None
     """Of the model. Kept apart: a metric's labels may not be whatever a client writes."""
+    fields: Set[str] = frozenset()
+    """Of the request's schema: those that the client has set."""
     priority: Priority | None = None
     principal: Principal | None = None
     """``None`` on public routes."""
@@ -63,6 +65,8 @@ class Exchange:
     timings: Timings | None = None
     failure_frame: Callable[[PlatformError], bytes] | None = None
     """How a stream that has begun tells its client of a failure."""
+    work: Exchange | None = None
+    """What answers this request and, maybe, others (``policies/idempotency.py``)."""
 
     def belongs_to(self, principal: Principal) -> None:
         self.principal = principal

@@ -60,6 +60,12 @@ SIGNATURE = {
     "description": f"`{EXPECTED}`: HMAC-SHA256, under the source's secret, of that time, a dot and"
     " the body as it is sent. Several `v1` may be given.",
 }
+DEPRECATION = {
+    "Deprecation": "Since when what was asked for is deprecated, or will be (RFC 9745).",
+    "Sunset": "When it goes, where that is known (RFC 8594).",
+    "Warning": "The same in words.",
+    "Link": "Its successor, if it has one.",
+}
 RETRY_LATER = frozenset({429, 503})
 
 Schema: TypeAlias = dict[str, Any]
@@ -142,11 +148,14 @@ def _operation(operation: Operation, schemas: Schemas) -> Schema:
     if operation.verify is not None:
         described["security"] = [{"signature": []}]
         described["description"] = "Needs no API key: the body is signed."
+    if operation.deprecated:
+        described["deprecated"] = True
     if operation.has_body:
-        described["requestBody"] = {
-            "required": True,
-            "content": {JSON: {"schema": schemas[operation.takes]}},
-        }
+        schema = schemas[operation.takes]
+        if operation.deprecated_fields:  # beside the reference: others may share the component
+            marks = {name: {"deprecated": True} for name in sorted(operation.deprecated_fields)}
+            schema = {**schema, "properties": marks}
+        described["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
     return described
 
 
@@ -170,7 +179,10 @@ def _parameters(operation: Operation) -> Iterator[Schema]:
         }
     if operation.method == "GET":
         for name, schema in operation.takes.model_json_schema().get("properties", {}).items():
-            yield {"name": name, "in": "query", "required": False, "schema": schema}
+            parameter = {"name": name, "in": "query", "required": False, "schema": schema}
+            if name in operation.deprecated_fields:
+                parameter["deprecated"] = True
+            yield parameter
 
 
 def _success(operation: Operation, schemas: Schemas) -> Schema:
@@ -188,6 +200,8 @@ def _success(operation: Operation, schemas: Schemas) -> Schema:
     headers = dict(answers.headers)
     if _takes_keys(operation):
         headers["Idempotent-Replayed"] = REPLAYED
+    if operation.deprecated or operation.deprecated_fields:
+        headers |= DEPRECATION
     return {
         "description": "Done.",
         "headers": {name: _header(meaning) for name, meaning in headers.items()},

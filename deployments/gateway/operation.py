@@ -18,6 +18,7 @@ from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.validation import parse_json, parse_query
 from deployments.tenants.principal import Scope as Right
 from models.errors import (
+    BodyTimeout,
     Forbidden,
     InternalError,
     InvalidInput,
@@ -32,14 +33,15 @@ from models.errors import (
     Unavailable,
     UnsupportedMediaType,
     UpstreamError,
+    UriTooLong,
 )
 
 Input = TypeVar("Input", bound=BaseModel)
 
-ANY_ERRORS = (InvalidInput, MethodNotAllowed, InternalError, Timeout)
+ANY_ERRORS = (InvalidInput, UriTooLong, MethodNotAllowed, InternalError, Timeout)
 ACCESS_ERRORS = (Unauthorized, Forbidden, StateUnreachable)
 """Of routes that are not for everybody."""
-BODY_ERRORS = (PayloadTooLarge, UnsupportedMediaType)
+BODY_ERRORS = (BodyTimeout, PayloadTooLarge, UnsupportedMediaType)
 MODEL_ERRORS = (NotFound, Overloaded, UpstreamError, Unavailable)
 
 
@@ -124,6 +126,8 @@ class Operation(Route):
         self.allowed = frozenset(self.methods or ())
         self.on_path = self.allowed
         """Methods of all operations on this path."""
+        self.deprecated = False
+        self.deprecated_fields: frozenset[str] = frozenset()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -145,6 +149,7 @@ class Operation(Route):
             value = parse_json(self.takes, raw)
         else:
             value = parse_query(self.takes, scope["query_string"])
+        exchange.fields = value.model_fields_set
         call = Call(exchange, value, headers, scope["path_params"], verified)
         response = await self.endpoint(call)
         await response(scope, receive, send)

@@ -289,3 +289,47 @@ async def test_a_server_that_refuses_to_send_to_who_has_gone(world: World) -> No
         await socket.task
     assert world.generator.running == 0
     assert world.recorder.finished[0].status == 499
+
+
+class UnreadSocket(RawSocket):
+    """Its client takes the handshake, and then nothing."""
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.send":
+            await asyncio.Event().wait()
+        self.sent.put_nowait(message)
+
+
+async def test_a_client_that_does_not_read_is_left() -> None:
+    world = World(config=GatewayConfig(send_timeout_s=0.05))
+    world.generator.pieces, world.generator.delay_s = ["a"] * 100_000, 0.001
+    socket = UnreadSocket(world, ASK, {**ASK, "id": "b"})
+    async with asyncio.timeout(5):
+        await socket.task
+    assert world.generator.running == 0
+    assert [event.status for event in world.recorder.finished] == [499, 499]
+    assert socket.sent.qsize() == 1  # a farewell would wait for ever, too
+
+
+async def test_a_connection_on_which_nothing_happens_is_closed() -> None:
+    world = World(config=GatewayConfig(socket_idle_s=0.05))
+    with LiveServer(create_app(world.services())) as server:
+        async with connect(server.url.replace("http", "ws") + PATH) as connection:
+            with pytest.raises(ConnectionClosed) as closed:
+                async with asyncio.timeout(5):
+                    await connection.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+
+
+async def test_one_on_which_something_runs_is_not() -> None:
+    world = World(config=GatewayConfig(socket_idle_s=0.05))
+    world.generator.delay_s = 0.1
+    with LiveServer(create_app(world.services())) as server:
+        async with connect(server.url.replace("http", "ws") + PATH) as connection:
+            socket = Socket(connection)
+            await socket.ask("a")
+            assert (await socket.hear_all("a"))[-1][0] == "done"
+            with pytest.raises(ConnectionClosed):
+                async with asyncio.timeout(5):
+                    await connection.recv()

@@ -61,7 +61,7 @@ async def test_operations_have_names_of_their_own(document: dict[str, Any]) -> N
 
 async def test_errors_are_documented_with_their_shape(document: dict[str, Any]) -> None:
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
-    statuses = [200, 400, 401, 403, 404, 405, 409, 413, 415, 429, 500, 502, 503, 504]
+    statuses = [200, 400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 429, 500, 502, 503, 504]
     assert sorted(map(int, chat)) == statuses
     assert "OVERLOADED" in chat["429"]["description"]
     assert "Retry-After" in chat["429"]["headers"]

@@ -277,6 +277,36 @@ def test_loaders_that_are_not_there(
         load(folder, keys=NO_KEYS)
 
 
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_inside_an_array_file_does_not_run(folder: Path) -> None:
+    """Its name tells nothing, so the loader must not."""
+    import numpy as np
+
+    from models.predictors.svc import ARRAYS, FACTS
+
+    folder.mkdir()
+    sprung = folder.parent / "sprung"
+    (folder / FACTS).write_text(json.dumps({"classes": [0, 1, 2], "gamma": 1, "counts": [1, 1, 1]}))
+    trap = np.array([Trap(sprung)], dtype=object)
+    np.savez(folder / ARRAYS, vectors=trap, coefficients=trap, intercepts=trap)
+    make(folder, loader="models.predictors.svc:load")
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load(folder, keys=NO_KEYS)
+    assert not sprung.exists()
+    with np.load(folder / ARRAYS, allow_pickle=True) as arrays:
+        assert len(arrays["vectors"]) == 1
+    assert sprung.exists()  # it would have
+
+
 def test_an_artifact_that_does_not_predict(folder: Path) -> None:
     make(folder)
     with pytest.raises(ConfigError, match="names no loader"):

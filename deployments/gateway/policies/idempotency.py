@@ -302,6 +302,7 @@ class Flight:
 
         def opening(start: Message) -> Message:
             exchange.failure_frame = self.exchange.failure_frame
+            exchange.work = self.exchange
             if first and self.works:
                 exchange.levels, exchange.calls = self.exchange.levels, self.exchange.calls
                 return dict(start)

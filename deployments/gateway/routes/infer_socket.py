@@ -4,6 +4,9 @@ The client sends ``{"type": "infer", "id", "model", "prompt", "params", "priorit
 id of its choice, and ``{"type": "cancel", "id"}``. The server sends ``{"event", "id", "data"}``:
 ``token`` …, and at last one of ``done``, ``error`` or ``cancelled``. An error that belongs to
 no request has the id null. To cancel what has already ended is no error.
+
+A connection on which nothing runs and nothing comes is closed after a while: it holds a place in
+Serve's count of what a gateway has running. So is one whose client does not read.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from deployments.tenants.principal import Scope as Right
 from models.errors import InvalidInput, Overloaded, PlatformError
 
 PATH = "/v1/infer/ws"
+GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
 MESSAGE_TOO_BIG = 1009
 SCHEMAS: dict[object, type[SocketInfer] | type[SocketCancel]] = {
@@ -75,10 +79,27 @@ class Connection:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._writing = asyncio.Lock()
         self._open = True
+        self._unread = False
+        """The client does not take what it is sent."""
+        self._patience = asyncio.timeout(None)
+        """Of :meth:`listen`, while nothing runs."""
 
     async def listen(self) -> None:
-        """Take messages until the client goes or breaks the rules of the connection."""
+        """Take messages until the client goes, or breaks the rules of the connection, or does
+        nothing for too long.
+        """
+        try:
+            async with self._patience:
+                await self._listen()
+        except TimeoutError:
+            if not self._patience.expired():
+                raise
+            if not self._unread:  # else it would not take this, either
+                await self._hang_up(GOING_AWAY, "Nothing was asked for; connect again.")
+
+    async def _listen(self) -> None:
         while True:
+            self._be_patient()
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
@@ -90,6 +111,15 @@ class Connection:
                 await self._hang_up(MESSAGE_TOO_BIG, "The message is too long.")
                 return
             await self._take(text)
+
+    def _be_patient(self) -> None:
+        """From now on, and for as long as something runs."""
+        idle_at = asyncio.get_running_loop().time() + self._services.config.socket_idle_s
+        self._listen_until(None if self._running else idle_at)
+
+    def _listen_until(self, when: float | None) -> None:
+        if self._open and not self._patience.expired():  # else it ends already
+            self._patience.reschedule(when)
 
     async def close(self) -> None:
         """Nobody listens any more: end all that runs."""
@@ -150,6 +180,7 @@ class Connection:
             await self._fail(exchange, events, as_platform_error(error, exchange))
         finally:
             del self._running[request.id]
+            self._be_patient()
             services.emit(exchange.finished(services.clock()))
 
     async def _fail(self, exchange: Exchange, events: SocketEvents, error: PlatformError) -> None:
@@ -161,9 +192,15 @@ class Connection:
         async with self._writing:
             if self._open:
                 try:
-                    await self._socket.send_text(body.decode())
+                    async with asyncio.timeout(self._services.config.send_timeout_s) as limit:
+                        await self._socket.send_text(body.decode())
                 except WebSocketDisconnect:
                     self._open = False
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                    self._listen_until(0)  # ends listening, and with it all that runs
+                    self._open, self._unread = False, True
 
     async def _hang_up(self, code: int, reason: str) -> None:
         async with self._writing:

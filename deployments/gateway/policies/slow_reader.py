@@ -1,0 +1,55 @@
+"""A client that does not read its answer is treated as one that has gone.
+
+Until then it costs nothing but patience: an engine does not wait for clients
+(``engines/mailbox.py``), and a stream's deltas are merged while one is written to
+(``generation.py``). But a stream goes on to use its slot, its quota and a connection for
+somebody who may never look.
+
+Not an error that is told: whoever does not read would not read that, either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.gateway.exchange import exchange_of
+from deployments.gateway.policies.disconnect import ClientGone
+
+logger = logging.getLogger(__name__)
+
+
+class SlowReader:
+    """Inside :class:`Disconnect`, which ends the request. ``limit_s``: for one piece of an answer
+    to be taken off our hands; buffers on the way take the first ones at once.
+    """
+
+    def __init__(self, app: ASGIApp, limit_s: float) -> None:
+        self.app = app
+        self.limit_s = limit_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = exchange_of(scope)
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self.limit_s) as limit:
+                    await send(message)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                exchange.client_gone = True
+                logger.warning(
+                    "the client of request %s took nothing of its answer for %g s: hung up",
+                    exchange.id,
+                    self.limit_s,
+                    extra={"request_id": exchange.id},
+                )
+                raise ClientGone from None
+
+        await self.app(scope, receive, send_in_time)
