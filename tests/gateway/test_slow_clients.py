@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -35,7 +36,7 @@ NEVER_ENDING = ["word " * 10_000] * 100_000
 """5 GB: more than the buffers on the way take."""
 
 
-def impatient(**config: float) -> World:
+def impatient(**config: Any) -> World:
     return World(config=GatewayConfig(**{"request_timeout_s": HOUR, **config}))
 
 
