@@ -32,6 +32,7 @@ from deployments.gateway.routes import (
     admin_models,
     admin_tenants,
     admin_usage,
+    admin_visibility,
     health,
     infer,
     infer_socket,
@@ -73,6 +74,7 @@ def routes(services: Services) -> list[Operation]:
         *admin_models.operations(services),
         *admin_tenants.operations(services),
         *admin_usage.operations(services),
+        *admin_visibility.operations(services),
         *webhooks.operations(services),
     ]
     methods: defaultdict[str, set[str]] = defaultdict(set)
@@ -140,7 +142,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
         partial(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
             allow_headers=("*",),
             expose_headers=(
                 "X-Request-ID",
