@@ -30,6 +30,7 @@ from deployments.gateway.policies.request_id import RequestId
 from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.routes import (
     admin_models,
+    admin_tenant_data,
     admin_tenants,
     admin_usage,
     admin_visibility,
@@ -73,6 +74,7 @@ def routes(services: Services) -> list[Operation]:
         *openai_models.operations(services),
         *admin_models.operations(services),
         *admin_tenants.operations(services),
+        *admin_tenant_data.operations(services),
         *admin_usage.operations(services),
         *admin_visibility.operations(services),
         *webhooks.operations(services),
