@@ -16,6 +16,7 @@ from deployments.tenants import batches, ledger
 from deployments.tenants import deletion as module
 from deployments.tenants.deletion import SETTLE_S, Deletion, stores
 from deployments.tenants.directory import Directory
+from deployments.tenants.export import concerns
 from deployments.tenants.identity import FRESH_S, KeyAuthenticator
 from deployments.tenants.keys import Peppers
 from deployments.tenants.ledger import By
@@ -289,9 +290,9 @@ def test_only_names_of_tenants_are_renamed(
 ) -> None:
     entry = {"what": what, "subject": subject, "details": details}
     changed = module.renamed_entry(entry, "pro", "X")
-    assert not module.concerns({**entry, **changed}, "pro")
+    assert not concerns({**entry, **changed}, "pro")
     assert changed["details"].get("plan") == details.get("plan"), "a plan of that name is a plan"
-    if not module.concerns(entry, "pro"):
+    if not concerns(entry, "pro"):
         assert changed == {"subject": subject, "details": details}
     back = module.renamed_entry({**entry, **changed}, "X", "pro")
     assert back == {"subject": subject, "details": details}

@@ -199,8 +199,10 @@ async def test_it_goes_on_when_the_database_was_away(
     now=st.datetimes(datetime(2026, 1, 1), datetime(2126, 1, 1), timezones=st.just(UTC)),
 )
 def test_a_whole_number_of_days_is_kept(days: int, now: datetime) -> None:
-    never: dict[str, None] = dict.fromkeys(("access_days", "audit_days", "dead_keys_days"))
-    [usage_, _] = due(RetentionConfig(usage_days=days, **never), now)
+    config = RetentionConfig(
+        usage_days=days, access_days=None, audit_days=None, dead_keys_days=None
+    )
+    [usage_, _] = due(config, now)
     cut = str(usage_.where.compile(compile_kwargs={"literal_binds": True})).split("'")[1]
     kept = datetime.fromisoformat(cut).replace(tzinfo=UTC)
     assert timedelta(days=days) <= now - kept < timedelta(days=days + 1)
