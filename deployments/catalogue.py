@@ -21,7 +21,7 @@ from models.sources import fetch
 from models.sources.folder import check
 from models.sources.registry import SCHEME, in_use, resolve
 from models.sources.registry import folder_of as folder_of_registered
-from models.versions import Reference
+from models.versions import Reference, absent
 from models.versions import Version as Registered
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,7 @@ class Catalogue:
         try:
             return as_version(in_use(await (await self.registry()).resolve(parsed)))
         except NotFound:
-            raise NotFound(
-                f"{reference!r} does not exist, or is out of use.", param="model"
-            ) from None
+            raise absent(reference) from None
 
     async def close(self) -> None:
         await self._stack.aclose()

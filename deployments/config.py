@@ -390,6 +390,26 @@ class WebhooksConfig(Section):
         return self
 
 
+Days: TypeAlias = Annotated[int, Field(ge=1, le=36_500)]
+
+
+class RetentionConfig(Section):
+    """For how many days what grows in the database is kept (spec C10); null: for ever.
+
+    Answers to an ``Idempotency-Key`` and webhook events have times of their own.
+    """
+
+    access_days: Days | None = 30
+    """Who asked: key or person, and request id, in each row of usage."""
+    usage_days: Days | None = 400
+    """Rows of usage: what last year's bills are made of."""
+    audit_days: Days | None = 730
+    dead_keys_days: Days | None = 365
+    """API keys, after they were revoked or have expired."""
+    every_s: PositiveSeconds = 3600
+    """How often each gateway looks for what is due."""
+
+
 class CacheConfig(Section):
     """Of answers that asking again would repeat: temperature 0 or a seed, and embeddings.
 
@@ -482,6 +502,7 @@ class GatewayConfig(Section):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     guardrails: GuardrailsConfig = GuardrailsConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
+    retention: RetentionConfig = RetentionConfig()
     cache: CacheConfig = CacheConfig()
     deprecations: DeprecationsConfig = DeprecationsConfig()
 

@@ -55,12 +55,14 @@ from deployments.remote import (
     bind_host,
     readiness,
 )
+from deployments.tenants.deletion import Deletion, stores
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.keys import Peppers
 from deployments.tenants.ledger import Ledger
 from deployments.tenants.meter import Meter
+from deployments.tenants.retention import Retention, keep_house
 from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
 from models import artifact
@@ -370,7 +372,6 @@ class GatewayReplica:
         directory = Directory(database, peppers)
         sources = Sources.of(config.webhooks)
         inbox = Inbox(database, dedupe_s=config.webhooks.dedupe_s)
-        self._tasks = _in_background(inbox.keep_forgetting())
         counters = open_counters(Places.of().counters)
         entrance = authenticator(config.auth, directory, peppers)
         ledger = Ledger(database, now=time.time, clock=time.monotonic)
@@ -378,6 +379,16 @@ class GatewayReplica:
         if entrance is not None:  # else nobody has limits, and nobody is to pay
             emit = fan_out(emit, ledger)
             state = {"database": database.ping, "counters": counters.ping}
+        cache = opened(config.cache, emit)
+        elsewhere = stores(counters, None if cache is None else cache.store)
+        self._tasks = _in_background(
+            inbox.keep_forgetting(),
+            keep_house(
+                Retention(database=database, config=config.retention),
+                Deletion(database=database, elsewhere=elsewhere),
+                every_s=config.retention.every_s,
+            ),
+        )
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()
         }
@@ -407,7 +418,7 @@ class GatewayReplica:
                 ),
                 webhook_sources=sources,
                 inbox=inbox,
-                cache=opened(config.cache, emit),
+                cache=cache,
                 bind_host=bind_host(),
             )
         )

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Self
 
 from models.artifact import Manifest
-from models.errors import ConfigError
+from models.errors import ConfigError, NotFound
 
 CHAMPION = "champion"
 
@@ -68,6 +68,11 @@ class Reference:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.alias if self.number is None else self.number}"
+
+
+def absent(reference: str) -> NotFound:
+    """That it names nothing, or nothing for whoever asks, without telling which names there are."""
+    return NotFound(f"{reference!r} does not exist, or is out of use.", param="model")
 
 
 def check_name(name: str) -> str:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
@@ -157,6 +158,7 @@ tenants = Table(
     Column("overrides", Facts, nullable=False),  # of the plan's limits, by name
     Column("created", Moment, nullable=False),
     Column("suspended", Moment),
+    Column("deleted_as", Name),  # its deletion has begun: what is kept of it is called so
 )
 
 api_keys = Table(
@@ -171,6 +173,16 @@ api_keys = Table(
     Column("created", Moment, nullable=False),
     Column("expires", Moment),
     Column("revoked", Moment),
+)
+
+# Who may see a model (deployments/tenants/visibility.py); one without a row: everybody
+
+model_visibility = Table(
+    "model_visibility",
+    metadata,
+    Column("model", String(256), primary_key=True),  # MODEL or MODEL:ADAPTER
+    Column("tenants", Facts, nullable=False),  # a list; an empty one is nobody
+    Column("changed", Moment, nullable=False),
 )
 
 
@@ -199,6 +211,12 @@ usage = Table(
     Column("cost", BigInteger, nullable=False),  # millionths of the currency
     Index("ix_usage_tenant", "tenant", "day"),
     Index("ix_usage_day", "day"),
+    Index(
+        "ix_usage_traceable",  # what still says who asked, for the retention
+        "day",
+        postgresql_where=text("subject <> ''"),
+        sqlite_where=text("subject <> ''"),
+    ),
 )
 
 # Idempotency keys (deployments/tenants/idempotency.py)

@@ -15,6 +15,8 @@ from deployments import replicas
 from deployments.config import parse
 from deployments.observability.events import discard
 from deployments.replicas import GatewayReplica
+from deployments.tenants.deletion import Deletion
+from deployments.tenants.retention import Retention
 from deployments.webhooks.signature import signed
 from models.errors import ConfigError
 
@@ -32,10 +34,10 @@ class NobodyThere:
         return self
 
 
-def gateway_replica(webhooks: Mapping[str, Any]) -> GatewayReplica:
+def gateway_replica(webhooks: Mapping[str, Any], **gateway: Any) -> GatewayReplica:
     """Made as ``app.build`` has it made."""
     model = {"task": "generate", "source": "./model"}
-    config = parse({"models": {"m": model}, "gateway": {"webhooks": webhooks}})
+    config = parse({"models": {"m": model}, "gateway": {"webhooks": webhooks, **gateway}})
     return GatewayReplica(config.model_dump(mode="json"), {"m": NobodyThere()})
 
 
@@ -72,6 +74,28 @@ async def test_webhooks_by_configuration_and_environment(client: httpx.AsyncClie
     assert answer.status_code == 200, answer.text
     [event] = (await client.get("/admin/v1/webhooks/events")).json()["data"]["events"]
     assert (event["tenant"], event["source"], event["event_id"]) == ("acme", "stripe", "evt_1")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_housekeeping_by_configuration(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Retention, Deletion, float]] = []
+
+    async def keep_house(retention: Retention, deletion: Deletion, *, every_s: float) -> None:
+        called.append((retention, deletion, every_s))
+
+    monkeypatch.setattr(replicas, "keep_house", keep_house)
+    replica = gateway_replica(
+        {}, retention={"usage_days": 7, "every_s": 60}, cache={"enabled": cached}
+    )
+    replica.__serve_build_asgi_app__()
+    await asyncio.sleep(0)
+    [(retention, deletion, every_s)] = called
+    assert (retention.config.usage_days, every_s) == (7, 60)
+    stores = {"counters", "cache_entries"} if cached else {"counters"}
+    assert deletion.elsewhere.keys() == stores
+    for task in replica._tasks:
+        task.cancel()
+    await asyncio.gather(*replica._tasks, return_exceptions=True)
 
 
 async def test_a_source_without_its_secrets_does_not_start(

@@ -1,10 +1,14 @@
-"""``python -m deployments.admin``: tenants, API keys and the audit log.
+"""``python -m deployments.admin``: tenants, their keys, what they see, and the audit log.
 
     python -m deployments.admin create acme --plan pro
     python -m deployments.admin issue acme --role developer --label "the web shop"
     python -m deployments.admin rotate 3f2a9c41d07b --overlap 24h
     python -m deployments.admin revoke 3f2a9c41d07b
     python -m deployments.admin audit
+    python -m deployments.admin visibility smollm2:poet --only acme
+    python -m deployments.admin export acme --to acme.ndjson
+    python -m deployments.admin delete acme --yes
+    python -m deployments.admin retention --yes
 
 It works on the database itself, so it needs no key, and no platform that runs. Gateways see
 every change within a second. A key is printed once, alone on standard output.
@@ -18,15 +22,27 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
+from deployments.launcher import preflight
+from deployments.tenants.deletion import Deletion, stores
 from deployments.tenants.directory import Directory, Key
+from deployments.tenants.export import export
 from deployments.tenants.keys import Minted, Peppers
 from deployments.tenants.principal import Role, Scope, granted
+from deployments.tenants.retention import Retention
+from deployments.tenants.sight import ruled, split
+from deployments.tenants.visibility import Visibility
 from models.commands.terminal import myself, say, show_table, when
-from models.errors import PlatformError
+from models.errors import ConfigError, InvalidInput, PlatformError
+from state.cache import Bounds, open_cache
+from state.counters import open_counters
 from state.database import Database
 from state.errors import StateError
+from state.places import Places
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 FIRST_TENANT = "admin"
@@ -113,6 +129,72 @@ async def _audit(directory: Directory, given: argparse.Namespace) -> None:
     )
 
 
+async def _visibility(directory: Directory, given: argparse.Namespace) -> None:
+    visibility = Visibility(directory.database)
+    if given.model is not None and (given.all or given.only or given.nobody):
+        name = ruled(*split(given.model))
+        tenants = None if given.all else given.only or ()
+        await visibility.show(name, tenants, by=myself())
+    elif given.all or given.only or given.nobody:
+        raise InvalidInput("Name the model that these may see.")
+    show_table(
+        ("model", "tenants"),
+        [
+            (name, " ".join(sorted(tenants)) or "(nobody)")
+            for name, tenants in sorted((await visibility.rules()).items())
+        ],
+    )
+
+
+async def _export(directory: Directory, given: argparse.Namespace) -> None:
+    lines = 0
+    # Whole or not at all, and for its owner's eyes only.
+    with NamedTemporaryFile(dir=given.to.parent, prefix=f".{given.to.name}.") as file:
+        async with aclosing(export(directory.database, given.tenant, by=myself())) as held:
+            async for line in held:
+                file.write(line.encode())
+                lines += 1
+        file.flush()
+        os.link(file.name, given.to)
+    say(f"{lines} lines about {given.tenant} in {given.to}")
+
+
+async def _delete(directory: Directory, given: argparse.Namespace) -> None:
+    async with AsyncExitStack() as stack:
+        places, counters, cache = Places.of(), None, None
+        if is_there(places.counters):
+            counters = open_counters(places.counters)
+            stack.push_async_callback(counters.close)
+        if is_there(places.cache):
+            cache = open_cache(places.cache, Bounds(max_bytes=0, max_entry_bytes=0))
+            stack.push_async_callback(cache.close)
+        deletion = Deletion(database=directory.database, elsewhere=stores(counters, cache))
+        if not given.yes:
+            held = _facts(await deletion.held(given.tenant))
+            say(f"would delete {given.tenant}: {held}; add --yes")
+            return
+        done = await deletion.delete(given.tenant, by=myself())
+    say(f"{given.tenant} is deleted: {_facts(done.removed)}")
+    say(f"kept as {done.called!r}: {_facts(done.renamed)}")
+
+
+def is_there(url: str) -> bool:
+    """Whether a store outside this process has anything: a file that nobody has made has not."""
+    scheme, rest = url.partition(":")[::2]
+    return scheme != "memory" and (scheme != "sqlite" or Path(rest.removeprefix("//")).exists())
+
+
+async def _retention(directory: Directory, given: argparse.Namespace) -> None:
+    platform = preflight.load(given.config).platform
+    if platform is None:
+        raise ConfigError(f"{given.config}: there is no application of {preflight.PLATFORM} in it")
+    retention = Retention(database=directory.database, config=platform.gateway.retention)
+    if not given.yes:
+        say(f"would remove {_facts(await retention.count())}; add --yes")
+        return
+    say(f"removed {_facts(await retention.enforce())}")
+
+
 async def _bootstrap(directory: Directory, _: argparse.Namespace) -> None:
     """An administrator's key, if there is no living one yet."""
     if all(tenant.name != FIRST_TENANT for tenant in await directory.tenants()):
@@ -180,6 +262,25 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("tenant")
     one = command("audit", _audit, "list who changed what, the newest first")
     one.add_argument("--limit", type=int, default=50)
+    one = command("visibility", _visibility, "say which tenants see a model, or list who sees what")
+    one.add_argument("model", nargs="?", metavar="MODEL[:ADAPTER]")
+    seen = one.add_mutually_exclusive_group()
+    seen.add_argument("--all", action="store_true", help="everybody")
+    seen.add_argument("--only", action="append", metavar="TENANT", help="once for each")
+    seen.add_argument("--nobody", action="store_true", help="but operators and administrators")
+    one = command("export", _export, "write all that is held of a tenant to a file, a line each")
+    one.add_argument("tenant")
+    one.add_argument("--to", type=Path, required=True, metavar="FILE", help="a new one")
+    one = command("delete", _delete, "say what is held of a tenant; with --yes, delete it for good")
+    one.add_argument("tenant")
+    one.add_argument("--yes", action="store_true", help="delete it")
+    one = command(
+        "retention", _retention, "say what was kept for long enough; with --yes, remove it"
+    )
+    one.add_argument(
+        "--config", type=Path, default=Path("serve_config.yaml"), help="default: %(default)s"
+    )
+    one.add_argument("--yes", action="store_true", help="remove it")
     command("bootstrap", _bootstrap, "make an administrator's key, unless there is one")
     return top
 
@@ -198,6 +299,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except StateError as error:
         say(f"error: {error}")
+        return 1
+    except OSError as error:
+        say(f"error: {error.filename2 or error.filename}: {error.strerror}")
         return 1
     return 0
 

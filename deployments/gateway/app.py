@@ -34,8 +34,10 @@ from deployments.gateway.policies.slow_body import SlowBody
 from deployments.gateway.policies.slow_reader import SlowReader
 from deployments.gateway.routes import (
     admin_models,
+    admin_tenant_data,
     admin_tenants,
     admin_usage,
+    admin_visibility,
     health,
     infer,
     infer_socket,
@@ -76,7 +78,9 @@ def routes(services: Services) -> list[Operation]:
         *openai_models.operations(services),
         *admin_models.operations(services),
         *admin_tenants.operations(services),
+        *admin_tenant_data.operations(services),
         *admin_usage.operations(services),
+        *admin_visibility.operations(services),
         *webhooks.operations(services),
     ]
     paths, deprecations = services.config.paths, services.config.deprecations
@@ -152,7 +156,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
         partial(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
             allow_headers=("*",),
             expose_headers=(
                 "X-Request-ID",

@@ -15,6 +15,7 @@ from deployments.caching.reuse import BY_WORK, Outcome, Wish
 from deployments.observability.events import RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
+from deployments.tenants.sight import EVERYTHING, Sight
 from models.contracts import NO_USAGE, Delta, Priority, Timings, Usage
 from models.errors import PlatformError, Unauthorized
 from state.counters import Level
@@ -89,6 +90,11 @@ class Exchange:
     def subject(self) -> str:
         """Who asks, for the audit log."""
         return self.principal.subject if self.principal is not None else "anyone"
+
+    @property
+    def sight(self) -> Sight:
+        """What whoever asks may see of the models."""
+        return EVERYTHING if self.principal is None else self.principal.sight
 
     @property
     def called(self) -> str | None:

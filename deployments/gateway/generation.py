@@ -77,7 +77,7 @@ class Generation:
     ) -> None:
         self._generator = remembering_generator(services, exchange, model)
         self._services = services
-        served, adapter = services.find(model)
+        served, adapter = services.find(model, exchange.sight)
         exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
         self._guard = services.guardrails.of_plan(exchange.plan)

@@ -51,7 +51,7 @@ class Call(Generic[Input]):
 
     exchange: Exchange
     input: Input
-    """What a POST or PATCH carries in its body and a GET in its query."""
+    """What a POST, PUT or PATCH carries in its body and a GET in its query."""
     headers: Headers
     path: Mapping[str, str]
     verified: Any = None
@@ -115,7 +115,7 @@ class Operation(Route):
         self.takes = takes
         self.answers = answers
         self.summary = summary
-        self.has_body = method in ("POST", "PATCH")
+        self.has_body = method in ("POST", "PUT", "PATCH")
         self.needs = needs
         """What whoever asks must be allowed; ``None``: nothing."""
         self.repeat = repeat

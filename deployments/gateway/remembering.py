@@ -28,10 +28,12 @@ X_CACHE = {
 
 def remembering_generator(services: Services, exchange: Exchange, name: str) -> Generator:
     """Raises NotFound, InvalidInput as ``Services.generator`` does."""
-    generator = services.generator(name)
-    served, _ = services.find(name)
+    generator = services.generator(name, exchange.sight)
+    served, adapter = services.find(name, exchange.sight)
     if services.cache is None or served.identity is None or not exchange.wish.write:
         return generator
+    if not exchange.sight.sees(served.name, adapter):
+        return generator  # whatever is in the cache from before
     return CachingGenerator(
         inner=generator,
         cache=services.cache,
@@ -43,8 +45,8 @@ def remembering_generator(services: Services, exchange: Exchange, name: str) -> 
 
 def remembering_embedder(services: Services, exchange: Exchange, name: str) -> Embedder:
     """Raises NotFound, InvalidInput as ``Services.embedder`` does."""
-    embedder = services.embedder(name)
-    served, _ = services.find(name)
+    embedder = services.embedder(name, exchange.sight)
+    served, _ = services.find(name, exchange.sight)
     if services.cache is None or served.identity is None or not exchange.wish.write:
         return embedder
     return CachingEmbedder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
@@ -18,10 +18,12 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
+from deployments.tenants.sight import Sight
 from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
-from models.contracts import Generator, Json, Priority, Sampling
+from models.contracts import Delta, GenerateRequest, Generator, Json, Priority, Sampling
 from models.errors import InvalidInput, NotFound, Unavailable
+from models.versions import absent
 
 if TYPE_CHECKING:  # what caches embeddings speaks of them in the words of this file
     from deployments.caching.cache import ResponseCache
@@ -213,43 +215,66 @@ class Services:
     def __post_init__(self) -> None:
         object.__setattr__(self, "guardrails", Guardrails.of(self.config))
 
-    def find(self, name: str) -> tuple[ServedModel, str | None]:
+    def seen(self, sight: Sight) -> Mapping[str, ServedModel]:
+        """The models that are there for somebody who sees no more than that."""
+        if not sight.rules:
+            return self.models
+        return {name: model for name, model in self.models.items() if sight.sees(name)}
+
+    def find(self, name: str, sight: Sight) -> tuple[ServedModel, str | None]:
         """The model that ``name`` means, and the adapter: ``MODEL``, ``MODEL:ADAPTER[@VERSION]``.
 
         Whether there is such an adapter is for the model to say.
 
         Raises:
-            NotFound: with the names that exist.
+            NotFound: with the names that exist. A model that is not seen does not.
         """
-        if model := self.models.get(name):
+        models = self.seen(sight)
+        if model := models.get(name):
             return model, None
         base, _, adapter = name.partition(":")
-        model = self.models.get(base)
+        model = models.get(base)
         if model is not None and model.task == "generate" and ADAPTER.fullmatch(adapter):
             return model, adapter
-        served = ", ".join(sorted(self.models))
+        served = ", ".join(sorted(models))
         raise NotFound(
             f"The model {name!r:.256} does not exist. Served here: {served}.", param="model"
         )
 
-    def model(self, name: str) -> ServedModel:
+    def model(self, name: str, sight: Sight) -> ServedModel:
         """Raises :class:`NotFound` with the names that exist."""
-        return self.find(name)[0]
+        return self.find(name, sight)[0]
 
-    def generator(self, name: str) -> Generator:
-        """The worker behind a model that generates; see ``_worker``."""
-        model = self.model(name)
-        return _worker(model, model.generator, "it cannot generate")
+    def generator(self, name: str, sight: Sight) -> Generator:
+        """The worker behind a model that generates; see ``_worker``.
 
-    def embedder(self, name: str) -> Embedder:
+        Of an adapter that is not seen, one that says what the model says of one that is not there.
+        """
+        model, adapter = self.find(name, sight)
+        worker = _worker(model, model.generator, "it cannot generate")
+        return worker if sight.sees(model.name, adapter) else NotThere()
+
+    def embedder(self, name: str, sight: Sight) -> Embedder:
         """The worker behind a model that embeds; see ``_worker``."""
-        model = self.model(name)
+        model = self.model(name, sight)
         return _worker(model, model.embedder, "it does not embed")
 
-    def predictor(self, name: str) -> BatchPredictor:
+    def predictor(self, name: str, sight: Sight) -> BatchPredictor:
         """The worker behind a model that predicts; see ``_worker``."""
-        model = self.model(name)
+        model = self.model(name, sight)
         return _worker(model, model.predictor, "it does not predict")
+
+
+class NotThere:
+    """A ``Generator`` in place of an adapter that whoever asks may not see.
+
+    It refuses where a model does, after all that a request has to pass before: neither the
+    answer, nor its headers, nor what was counted tells it from an adapter that nobody made.
+    """
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        raise absent(request.adapter or request.model)
+        yield Delta(index=0)  # what makes it a generator
 
 
 def _worker(model: ServedModel, worker: T | None, cannot: str) -> T:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.tenants.audit import note
 from deployments.tenants.keys import Minted, Peppers, mint
 from deployments.tenants.principal import Role, Scope
 from models.errors import Conflict, InvalidInput, NotFound
@@ -35,6 +36,8 @@ class Tenant:
     """Of the plan's limits, by name; ``None``: no limit."""
     created: datetime
     suspended: datetime | None = None
+    deleted_as: str | None = None
+    """Its deletion has begun (``deletion.py``): what is kept of it is called so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,7 @@ class Directory:
                     name=name, plan=plan, overrides=made.overrides, created=made.created
                 )
             )
-            await _audit(c, by, "tenant.create", name, plan=plan, overrides=made.overrides)
+            await note(c, by, "tenant.create", name, plan=plan, overrides=made.overrides)
         return made
 
     async def change(
@@ -115,26 +118,26 @@ class Directory:
         suspended: bool | None = None,
         by: str,
     ) -> Tenant:
-        """Change what is given. Raises NotFound."""
+        """Change what is given. Raises NotFound; Conflict: it is being deleted."""
         values: dict[str, Any] = {}
         if plan is not None:
             values["plan"] = plan
         if overrides is not None:
             values["overrides"] = dict(overrides)
         async with self.database.write("tenants") as c:
-            before = await _needed_tenant(c, name)
+            before = await lasting_tenant(c, name)
             if suspended is not None:
                 values["suspended"] = (before.suspended or _now()) if suspended else None
             if values:
                 await c.execute(_TENANTS.update().where(_TENANTS.c.name == name).values(values))
                 told = {key: str(v) if isinstance(v, datetime) else v for key, v in values.items()}
-                await _audit(c, by, "tenant.change", name, **told)
-            return await _needed_tenant(c, name)
+                await note(c, by, "tenant.change", name, **told)
+            return await needed_tenant(c, name)
 
     async def tenant(self, name: str) -> Tenant:
         """Raises NotFound."""
         async with self.database.read() as c:
-            return await _needed_tenant(c, name)
+            return await needed_tenant(c, name)
 
     async def tenants(self) -> Sequence[Tenant]:
         """By name."""
@@ -158,15 +161,18 @@ class Directory:
 
         Raises:
             NotFound: no such tenant.
-            Conflict: it has more keys than anybody can look after.
+            Conflict: it is being deleted, or has more keys than anybody can look after.
         """
         async with self.database.write("tenants") as c:
-            await _needed_tenant(c, tenant)
+            await lasting_tenant(c, tenant)
             count = await c.scalar(
                 sa.select(sa.func.count()).select_from(_KEYS).where(_KEYS.c.tenant == tenant)
             )
             if (count or 0) >= KEYS_A_TENANT:
-                raise Conflict(f"{tenant!r} has {count} keys; delete some that are revoked.")
+                raise Conflict(
+                    f"{tenant!r} has {count} keys, living and dead, and no more are made; dead ones"
+                    " are forgotten after gateway.retention.dead_keys_days."
+                )
             return await self._insert(
                 c, tenant, role=role, scopes=scopes, label=label, lifetime=lifetime, by=by
             )
@@ -195,7 +201,7 @@ class Directory:
             )
             end = min(filter(None, (now + overlap, old.expires)))
             await c.execute(_KEYS.update().where(_KEYS.c.id == id_).values(expires=end))
-            await _audit(c, by, "key.rotate", id_, successor=made[0].id, until=str(end))
+            await note(c, by, "key.rotate", id_, successor=made[0].id, until=str(end))
             return made
 
     async def revoke(self, id_: str, *, by: str) -> Key:
@@ -204,23 +210,23 @@ class Directory:
             key = await _needed_key(c, id_)
             if key.revoked is None:
                 await c.execute(_KEYS.update().where(_KEYS.c.id == id_).values(revoked=_now()))
-                await _audit(c, by, "key.revoke", id_, tenant=key.tenant)
+                await note(c, by, "key.revoke", id_, tenant=key.tenant)
             return await _needed_key(c, id_)
 
     async def keys(self, tenant: str) -> Sequence[Key]:
         """By id, living and dead. Raises NotFound: no such tenant."""
         async with self.database.read() as c:
-            await _needed_tenant(c, tenant)
+            await needed_tenant(c, tenant)
             rows = await c.execute(
                 sa.select(_KEYS).where(_KEYS.c.tenant == tenant).order_by(_KEYS.c.id)
             )
-            return [_as_key(row) for row in rows]
+            return [as_key(row) for row in rows]
 
     async def find(self, id_: str) -> tuple[Key, Tenant] | None:
         """Of a key that somebody shows; ``None``: there is none of that id."""
         async with self.database.read() as c:
             key = await _key(c, id_)
-            return None if key is None else (key, await _needed_tenant(c, key.tenant))
+            return None if key is None else (key, await needed_tenant(c, key.tenant))
 
     # The audit log
 
@@ -275,7 +281,7 @@ class Directory:
                 expires=key.expires,
             )
         )
-        await _audit(c, by, "key.issue", key.id, tenant=tenant, role=role, scopes=listed)
+        await note(c, by, "key.issue", key.id, tenant=tenant, role=role, scopes=listed)
         return key, minted
 
 
@@ -288,16 +294,27 @@ async def _tenant(c: AsyncConnection, name: str) -> Tenant | None:
     return None if row is None else _as_tenant(row)
 
 
-async def _needed_tenant(c: AsyncConnection, name: str) -> Tenant:
+async def needed_tenant(c: AsyncConnection, name: str) -> Tenant:
     found = await _tenant(c, name)
     if found is None:
         raise NotFound(f"There is no tenant {name!r:.80}.", param="tenant")
     return found
 
 
+async def lasting_tenant(c: AsyncConnection, name: str) -> Tenant:
+    """One that may be changed. Raises NotFound; Conflict: it is being deleted."""
+    found = await needed_tenant(c, name)
+    if found.deleted_as is not None:
+        raise Conflict(
+            f"The tenant {name!r} is being deleted; nothing about it can be changed any more.",
+            param="tenant",
+        )
+    return found
+
+
 async def _key(c: AsyncConnection, id_: str) -> Key | None:
     row = (await c.execute(sa.select(_KEYS).where(_KEYS.c.id == id_))).one_or_none()
-    return None if row is None else _as_key(row)
+    return None if row is None else as_key(row)
 
 
 async def _needed_key(c: AsyncConnection, id_: str) -> Key:
@@ -311,17 +328,9 @@ def _as_tenant(row: Row[Any]) -> Tenant:
     return Tenant(**row._mapping)
 
 
-def _as_key(row: Row[Any]) -> Key:
+def as_key(row: Row[Any]) -> Key:
     told = dict(row._mapping)
     told["role"] = Role(told["role"])
     if told["scopes"] is not None:
         told["scopes"] = frozenset(Scope(scope) for scope in told["scopes"])
     return Key(**told)
-
-
-async def _audit(c: AsyncConnection, who: str, what: str, subject: str, **details: Any) -> None:
-    await c.execute(
-        tables.audit.insert().values(
-            at=_now(), who=who, what=what, subject=subject, details=details
-        )
-    )

@@ -12,6 +12,7 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator, KeyAuthenticator
 from deployments.tenants.keys import Peppers, looks_like_key
 from deployments.tenants.principal import Principal
+from deployments.tenants.visibility import Visibility, WithSight
 from models.errors import ConfigError
 
 VARIABLE = "FRONTIER_AUTH"
@@ -36,12 +37,14 @@ def authenticator(
     """``None``: the platform is open. Raises ConfigError as ``needs_keys`` does."""
     if not needs_keys(config, environ):
         return None
+    visibility = Visibility(directory.database)
     keys = KeyAuthenticator(directory, peppers, clock=clock)
     if config.oidc is None:
-        return keys
+        return WithSight(keys, visibility, clock=clock)
     from deployments.tenants.oidc import OidcAuthenticator
 
-    return Either(keys, OidcAuthenticator(config.oidc, directory, clock=clock))
+    tokens = OidcAuthenticator(config.oidc, directory, clock=clock)
+    return WithSight(Either(keys, tokens), visibility, clock=clock)
 
 
 @dataclass(frozen=True, slots=True)

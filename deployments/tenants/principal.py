@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from deployments.tenants.sight import EVERYTHING, Sight
 from models.errors import Forbidden
 
 
@@ -50,6 +51,8 @@ class Principal:
     plan: str | None = None
     """``None``: without limits."""
     overrides: Mapping[str, float | None] = field(default_factory=dict)
+    sight: Sight = EVERYTHING
+    """Of the models."""
 
     def require(self, scope: Scope) -> None:
         """Raises Forbidden, naming what is missing and who has it."""

@@ -53,6 +53,10 @@ class Counters(Protocol):
         """Where the limits stand; nothing is taken."""
         ...
 
+    async def drop(self, owner: str) -> bool:
+        """Forget all that is the owner's, running leases too; whether there was anything."""
+        ...
+
     async def ping(self) -> None:
         """Raises StateUnavailable unless it answers."""
         ...

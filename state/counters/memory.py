@@ -71,6 +71,11 @@ class MemoryCounters:
         now_ms, book = self._now(owner)
         return decide(book.cells, len(book.leases), demands, now_ms).levels
 
+    async def drop(self, owner: str) -> bool:
+        _, book = self._now(owner)
+        del self._owners[owner]
+        return bool(book.cells or book.leases)
+
     async def ping(self) -> None:
         return
 

@@ -2,11 +2,11 @@
 --
 -- KEYS  1 cells (hash: limit's key -> cell)   2 leases (sorted set: lease -> expiry)
 --       3 holds (hash: lease -> what it holds)
--- ARGV  1 reserve | settle | renew | levels   2 now in Unix ms, or "" for this server's clock
+-- ARGV  1 reserve | settle | renew | levels | drop   2 now in Unix ms, or "" for this server's clock
 --       3 lease   4 ttl in ms   5 … for reserve and levels, five a demand: name, strategy, amount,
 --       window in ms, asked; for settle, two a limit: name, used
 -- Answers  reserve, levels: {allowed, remaining, reset_ms, retry_ms, …}, three a demand; -1: never
---          settle, renew: 1, or 0 if there is no such lease
+--          settle, renew: 1, or 0 if there is no such lease; drop: how many of the keys there were
 --
 -- Whole numbers stay below 2^53. cmsgpack keeps them; cjson would round them to 14 digits.
 
@@ -200,6 +200,10 @@ end
 
 local operation, lease, ttl_ms = ARGV[1], ARGV[3], tonumber(ARGV[4])
 for _, over in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now_ms)) do forget(over) end
+
+if operation == 'drop' then
+  return redis.call('UNLINK', CELLS, LEASES, HOLDS)
+end
 
 if operation == 'renew' then
   if not redis.call('ZSCORE', LEASES, lease) then return 0 end

@@ -59,6 +59,9 @@ class RedisCounters:
     async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
         return _levels(demands, await self._run("levels", owner, "", 0, _arguments(demands)))
 
+    async def drop(self, owner: str) -> bool:
+        return bool(await self._run("drop", owner, "", 0, ()))
+
     async def ping(self) -> None:
         await self._script.ping()
 

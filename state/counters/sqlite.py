@@ -114,6 +114,16 @@ class SqliteCounters:
 
         return await self._alone(act)
 
+    async def drop(self, owner: str) -> bool:
+        def act(now_ms: int) -> bool:
+            found = [
+                self._connection.execute(f"DELETE FROM {table} WHERE owner = ?", (owner,)).rowcount
+                for table in ("cells", "leases")
+            ]
+            return any(found)
+
+        return await self._alone(act)
+
     async def ping(self) -> None:
         await self._alone(lambda now_ms: None)
 

@@ -5,6 +5,7 @@ A database only goes forward: to take a release back, restore the backup made be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,9 +44,14 @@ def head() -> str:
     return found
 
 
+def revisions() -> Sequence[str]:
+    """From the first to the head."""
+    return [script.revision for script in _scripts().walk_revisions()][::-1]
+
+
 @cache
 def known() -> frozenset[str]:
-    return frozenset(script.revision for script in _scripts().walk_revisions())
+    return frozenset(revisions())
 
 
 def revision_of(connection: Connection) -> str | None:
@@ -55,10 +61,10 @@ def revision_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, to: str = "head") -> None:
     """Inside the transaction of ``connection``: all of it happens or nothing."""
     from alembic import command
 
     told = config()
     told.attributes["connection"] = connection
-    command.upgrade(told, "head")
+    command.upgrade(told, to)

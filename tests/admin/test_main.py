@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deployments.admin.__main__ import main
+from deployments.tenants import deletion
 from deployments.tenants.keys import id_of
+from state.counters import Demand, Limit, Strategy
+from state.counters.sqlite import SqliteCounters
 
 Say = Callable[..., tuple[str, str]]
 
@@ -62,6 +68,83 @@ def test_the_first_administrator_is_made_once(say: Say) -> None:
     again, told = say("bootstrap")
     assert again == ""
     assert "has an administrator's key" in told
+
+
+def test_a_model_is_hidden_and_shown(say: Say) -> None:
+    say("create", "acme")
+    listed, _ = say("visibility", "smollm2:poet", "--only", "acme")
+    assert listed.splitlines()[1].split() == ["smollm2:poet", "acme"]
+    assert "(nobody)" in say("visibility", "minilm", "--nobody")[0]
+    say("visibility", "smollm2:poet", "--all")
+    assert [line.split()[0] for line in say("visibility")[0].splitlines()] == ["model", "minilm"]
+    assert "no tenant 'acne'" in say("visibility", "minilm", "--only", "acne", code=1)[1]
+    assert "a name of its own" in say("visibility", "smollm2:poet@1", "--all", code=1)[1]
+    assert "Name the model" in say("visibility", "--nobody", code=1)[1]
+
+
+def test_a_tenant_is_exported_whole_into_a_new_file(say: Say, tmp_path: Path) -> None:
+    say("create", "acme")
+    key, _ = say("issue", "acme")
+    file = tmp_path / "acme.ndjson"
+    assert f"lines about acme in {file}" in say("export", "acme", "--to", str(file))[1]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [lines[0]["data"]["name"], lines[-1]["kind"]] == ["acme", "end"]
+    assert key.strip()[-40:] not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    before = file.read_bytes()
+    assert f"{file}: File exists" in say("export", "acme", "--to", str(file), code=1)[1]
+    assert file.read_bytes() == before
+    say("export", "nobody", "--to", str(tmp_path / "nobody"), code=1)
+    assert [path.name for path in tmp_path.iterdir() if "nobody" in path.name] == []
+    missing = tmp_path / "none" / "x"
+    assert "No such file" in say("export", "acme", "--to", str(missing), code=1)[1]
+
+
+def test_a_tenant_is_deleted_when_it_is_meant(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "SETTLE_S", 0)
+    say("create", "acme")
+    say("issue", "acme")
+    counters = SqliteCounters(tmp_path / "counters.db")
+    limit = Limit(name="n", strategy=Strategy.FIXED_WINDOW, amount=1, window_ms=60_000)
+    asyncio.run(counters.reserve("acme", "a", [Demand(limit=limit, amount=1)], ttl_s=60))
+    assert "would delete acme: keys=1, " in say("delete", "acme")[1]
+    assert "acme" in say("tenants")[0]
+    told = say("delete", "acme", "--yes")[1]
+    assert "acme is deleted: " in told
+    assert "counters=1, keys=1" in told
+    assert "acme" not in say("tenants")[0]
+    assert "acme" not in say("audit")[0]
+    again = asyncio.run(counters.reserve("acme", "b", [Demand(limit=limit, amount=1)], ttl_s=60))
+    assert again.allowed, "what it had used is forgotten"
+    asyncio.run(counters.close())
+    assert "no tenant 'acme'" in say("delete", "acme", "--yes", code=1)[1]
+    assert not (tmp_path / "cache.db").exists(), "nobody has made one"
+    first = say("bootstrap")
+    assert first
+    assert "the only keys" in say("delete", "admin", "--yes", code=1)[1]
+
+
+def test_what_is_due_is_counted_before_it_goes(say: Say, tmp_path: Path) -> None:
+    say("create", "acme")
+    config = tmp_path / "serve_config.yaml"
+    config.write_text(
+        "applications:\n- import_path: deployments.app:build\n  args:\n"
+        "    models: {m: {task: generate, source: ./m}}\n"
+        "    gateway: {retention: {audit_days: 3}}\n"
+    )
+    with sqlite3.connect(tmp_path / "frontier.db") as database:
+        database.execute("UPDATE audit SET at = '2020-01-01 00:00:00.000000'")
+    database.close()
+    words = ("retention", "--config", str(config))
+    assert "would remove usage=0, who asked=0, audit=1, " in say(*words)[1]
+    assert "audit=1" in say(*words)[1], "it was only counted"
+    assert "removed usage=0, who asked=0, audit=1, " in say(*words, "--yes")[1]
+    assert "audit=0" in say(*words)[1]
+    assert "cannot be read" in say("retention", "--config", str(tmp_path / "none"), code=1)[1]
+    config.write_text("applications: []\n")
+    assert "there is no application" in say(*words, code=1)[1]
 
 
 def test_errors_are_one_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

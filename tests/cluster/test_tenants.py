@@ -189,3 +189,29 @@ def test_what_an_administrator_changes_holds_within_a_second(platform: Platform)
     assert {platform.ask(key).status_code for _ in range(8)} == {401}
     assert httpx.get(f"{platform.served.url}/v1/models", timeout=10).status_code == 401
     assert httpx.get(f"{platform.served.url}/healthz", timeout=10).status_code == 200
+
+
+def test_a_model_is_hidden_and_a_tenant_gone_within_a_second(platform: Platform) -> None:
+    keys = {}
+    for tenant in ("acme", "other"):
+        platform.say("create", tenant, "--plan", "busy")
+        keys[tenant] = platform.say("issue", tenant)
+
+    def statuses(tenant: str) -> set[int]:
+        """Of so many requests that both gateways have answered some."""
+        return {platform.ask(keys[tenant]).status_code for _ in range(8)}
+
+    assert statuses("acme") == statuses("other") == {200}
+    platform.say("visibility", "tiny", "--only", "acme")
+    time.sleep(1)
+    assert (statuses("acme"), statuses("other")) == ({200}, {404})
+    assert platform.get("/v1/models", keys["other"]).json()["data"] == []
+    headers = {"authorization": f"Bearer {platform.admin}"}
+    gone = httpx.delete(f"{platform.served.url}/admin/v1/tenants/acme", headers=headers, timeout=30)
+    assert gone.status_code == 200, gone.text
+    assert statuses("acme") == {401}
+    called = gone.json()["data"]["called"]
+    [line] = platform.get("/admin/v1/usage", by="tenant", tenant=called).json()["data"]["lines"]
+    assert line["requests"] == 16
+    assert platform.get("/admin/v1/usage", by="tenant", tenant="acme").json()["data"]["lines"] == []
+    assert statuses("other") == {404}, "a rule that is left with nobody is not everybody's"

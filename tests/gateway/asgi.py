@@ -16,7 +16,13 @@ class RawCall:
     """Body pieces go in when the test says so; messages that come out are kept as they are."""
 
     def __init__(
-        self, app: ASGIApp, path: str, body: Any = None, *, headers: dict[str, str] | None = None
+        self,
+        app: ASGIApp,
+        path: str,
+        body: Any = None,
+        *,
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.sent: list[Message] = []
         self.times: list[float] = []
@@ -30,7 +36,7 @@ class RawCall:
             self.feed(orjson.dumps(body), more=False)
         scope = {
             "type": "http",
-            "method": "POST",
+            "method": method,
             "path": path,
             "query_string": b"",
             "headers": [

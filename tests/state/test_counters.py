@@ -300,3 +300,19 @@ def test_who_opens_a_file_that_another_is_making_waits(tmp_path: Path) -> None:
     assert asyncio.run(take(counters, "a", (per_minute, 1)))
     timer.join()
     maker.close()
+
+
+async def test_an_owner_is_forgotten_whole(make: Make) -> None:
+    counters = make(Clock())
+    assert await take(counters, "running", (sliding, 80), (at_once, 1))
+    other = [Demand(limit=sliding, amount=30)]
+    await counters.reserve("acme2", "other", other, ttl_s=60)
+    assert await counters.drop("acme")
+    assert await left(counters, sliding) == 100
+    assert await left(counters, at_once) == 2
+    assert not await counters.settle("acme", "running", {"tokens": 5}), "it has no lease any more"
+    assert not await counters.renew("acme", "running", ttl_s=60)
+    assert await left(counters, sliding) == 100
+    [level] = await counters.levels("acme2", [Demand(limit=sliding, amount=0)])
+    assert level.remaining == 70
+    assert not await counters.drop("nobody")

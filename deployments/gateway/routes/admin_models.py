@@ -19,6 +19,7 @@ from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Success
 from deployments.gateway.services import PublishedAdapter, Services
 from deployments.tenants.principal import Scope as Right
+from deployments.tenants.sight import EVERYTHING
 from models.errors import Conflict, Forbidden, NotFound, Overloaded, Unavailable, UpstreamError
 
 PATH = "/admin/v1/models/{model}/adapters"
@@ -86,8 +87,8 @@ async def withdraw(services: Services, call: Call[Nothing]) -> ASGIApp:
 
 def _generating(services: Services, name: str) -> str:
     """Raises NotFound, or InvalidInput for a model that does not generate."""
-    services.generator(name)
-    model, adapter = services.find(name)
+    services.generator(name, EVERYTHING)
+    model, adapter = services.find(name, EVERYTHING)
     if adapter is not None:
         raise NotFound(f"{name!r:.256} is an adapter; adapters belong to models.", param="model")
     return model.name

@@ -53,7 +53,7 @@ def start(
         exchange,
         model=request.model,
         prompts=[request.as_prompt],
-        sampling=request.params.sampling(services.model(request.model).sampling),
+        sampling=request.params.sampling(services.model(request.model, exchange.sight).sampling),
         stream=stream,
         priority=request.priority,
     )

@@ -43,7 +43,7 @@ async def create(services: Services, call: Call[ChatRequest]) -> ASGIApp:
         exchange,
         model=request.model,
         prompts=[request.conversation],
-        sampling=request.as_sampling(services.model(request.model).sampling),
+        sampling=request.as_sampling(services.model(request.model, exchange.sight).sampling),
         n=request.choices,
         stream=stream,
         priority=request.waiting_room,

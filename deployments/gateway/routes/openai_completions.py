@@ -51,7 +51,7 @@ async def create(services: Services, call: Call[CompletionRequest]) -> ASGIApp:
         exchange,
         model=request.model,
         prompts=request.prompts,
-        sampling=request.as_sampling(services.model(request.model).sampling),
+        sampling=request.as_sampling(services.model(request.model, exchange.sight).sampling),
         n=request.choices,
         stream=stream,
         priority=request.waiting_room,

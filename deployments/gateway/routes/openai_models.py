@@ -13,6 +13,7 @@ from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.catalogue import ModelAnswer, ModelList
 from deployments.gateway.services import PublishedAdapter, ServedModel, Services
+from deployments.tenants.sight import Sight
 from models.errors import NotFound, Unavailable
 
 
@@ -43,23 +44,31 @@ def operations(services: Services) -> list[Operation]:
 
 
 async def list_models(services: Services, call: Call[PageQuery]) -> ASGIApp:
-    entries = [_entry(model) for model in services.models.values()]
+    sight = call.exchange.sight
+    entries = [_entry(model) for model in services.seen(sight).values()]
     with suppress(Unavailable):  # the models are served without the registry, too
-        entries += [_adapter(services, adapter) for adapter in await services.adapters.published()]
+        entries += [_adapter(services, each) for each in await _published(services, sight)]
     page = paginate(entries, lambda entry: str(entry["id"]), call.input)
     return json_response({"object": "list", "data": page.items}, page.headers())
 
 
 async def show_model(services: Services, call: Call[Nothing]) -> ASGIApp:
     name = call.path["model"]
-    model, adapter = services.find(name)
+    sight = call.exchange.sight
+    model, adapter = services.find(name, sight)
     call.exchange.model, call.exchange.adapter = model.name, adapter
     if adapter is None:
         return json_response(_entry(model))
-    for published in await services.adapters.published():
+    for published in await _published(services, sight):
         if published.id == name:
             return json_response(_adapter(services, published))
     raise NotFound(f"The model {name!r:.256} is not published; see /v1/models.", param="model")
+
+
+async def _published(services: Services, sight: Sight) -> list[PublishedAdapter]:
+    """Raises Unavailable."""
+    found = await services.adapters.published()
+    return [each for each in found if sight.sees(each.model, each.name)]
 
 
 def _adapter(services: Services, adapter: PublishedAdapter) -> dict[str, object]:

@@ -36,10 +36,10 @@ def operations(services: Services) -> list[Operation]:
 async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
     request, exchange = call.input, call.exchange
     name = call.path["model"]
-    predictor = services.predictor(name)
+    predictor = services.predictor(name, exchange.sight)
     exchange.model, exchange.priority = name, request.priority
     inputs = request.rows
-    _check_size(services.model(name), inputs)
+    _check_size(services.model(name, exchange.sight), inputs)
     guard = services.guardrails.of_plan(exchange.plan)
     inputs = [
         await guard.value(value, param=f"inputs[{index}]") for index, value in enumerate(inputs)
