@@ -1,6 +1,7 @@
 """Quotas that hold: what a request may need is reserved before the work, and settled after it.
 
     admit ── all limits of the tenant, in one step, or RateLimited ──► Admission
+    extend ── what it turns out to need besides, before it begins ──► Admission
     settle ── with what was really used, however the request ended
 
 A gateway that dies settles nothing: its leases expire, and what they held stays used, for
@@ -15,7 +16,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
 from deployments.config import PlanConfig, PriceConfig
@@ -25,12 +26,13 @@ from deployments.tenants.principal import Principal
 from models.errors import Forbidden, RateLimited
 from state.counters import Counters, Demand, Level, Limit, Strategy
 from state.errors import StateUnavailable
+from state.patience import REQUEST_S
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 30.0
 """How long a running request holds its place if its gateway dies."""
-PATIENCE_S = 0.9
+PATIENCE_S = REQUEST_S
 """How long the counters may take to answer."""
 SETTLE_ATTEMPTS = 5
 ALERTS = (0.5, 0.8, 1.0)
@@ -89,6 +91,8 @@ class Admission:
     counted: bool
     """False for a tenant without limits: there is nothing to settle."""
     levels: tuple[Level, ...] = ()
+    parts: tuple[Admission, ...] = ()
+    """What was reserved besides, for a longer prompt; ``reserved`` is all of it."""
 
 
 def amounts(work: Work, price: PriceConfig | None) -> dict[LimitName, int]:
@@ -132,9 +136,44 @@ class Meter:
             Forbidden: the tenant's plan is no longer configured.
             StateUnavailable: the counters do not answer in time; nothing is let in unmetered.
         """
+        self.check()  # of everybody: who has no limits is to pay all the same
         price = self.prices.get(model) if model is not None else None
+        return await self._reserve(principal, work, price, self._limits(principal))
+
+    async def extend(
+        self, principal: Principal, admission: Admission, prompt_tokens: int
+    ) -> Admission:
+        """Reserve so many more for the prompt of a request that was let in. It stays one request.
+
+        Raises:
+            RateLimited, Forbidden, StateUnavailable: as ``admit``; what was reserved before is
+                still to be settled.
+        """
+        more = Work(prompt_tokens=prompt_tokens)
+        limited = {
+            name: limit
+            for name, limit in self._limits(principal).items()
+            if name in TOKENS or name is LimitName.BUDGET_PER_MONTH
+        }
+        part = await self._reserve(principal, more, admission.price, limited)
+        now = {level.name: level for level in part.levels}
+        return replace(
+            admission,
+            reserved=replace(
+                admission.reserved, prompt_tokens=admission.reserved.prompt_tokens + prompt_tokens
+            ),
+            levels=tuple(now.get(level.name, level) for level in admission.levels),
+            parts=(*admission.parts, part),
+        )
+
+    async def _reserve(
+        self,
+        principal: Principal,
+        work: Work,
+        price: PriceConfig | None,
+        limited: Mapping[LimitName, Limit],
+    ) -> Admission:
         lease = token_hex(12)
-        limited = self._limits(principal)
         admission = Admission(
             tenant=principal.tenant,
             lease=lease,
@@ -144,7 +183,6 @@ class Meter:
         )
         if not limited:
             return admission
-        self.check()
         takes = amounts(work, price)
         demands = [Demand(limit=limit, amount=takes[name]) for name, limit in limited.items()]
         # Before the answer is there: a lease whose answer is lost may have been made.
@@ -164,19 +202,18 @@ class Meter:
             raise self._refusal(principal, demands, told.levels)
         self._renew()
         self._watch_budget(principal.tenant, told.levels)
-        return Admission(
-            tenant=principal.tenant,
-            lease=lease,
-            reserved=work,
-            price=price,
-            counted=True,
-            levels=told.levels,
-        )
+        return replace(admission, levels=told.levels)
 
     def settle(self, admission: Admission, used: Work) -> int:
         """End it, beside whatever else goes on. Returns what it cost, in millionths."""
+        left = used.prompt_tokens
+        for part in admission.parts:
+            share = min(left, part.reserved.prompt_tokens)
+            left -= share
+            if part.counted:
+                self._release(part, Work(prompt_tokens=share))
         if admission.counted:
-            self._release(admission, used)
+            self._release(admission, replace(used, prompt_tokens=left))
         return cost(admission.price, used)
 
     async def levels(self, principal: Principal) -> tuple[Level, ...]:

@@ -88,6 +88,59 @@ async def test_what_was_reserved_is_settled_to_what_was_used(meter: Meter) -> No
     assert await left(meter, LimitName.BUDGET_PER_MONTH) == 9900
 
 
+async def test_a_longer_prompt_is_reserved_besides(meter: Meter) -> None:
+    admission = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=500))
+    extended = await meter.extend(DEVELOPER, admission, 50)
+    assert extended.reserved == Work(prompt_tokens=150, completion_tokens=500)
+    assert {level.name: level.remaining for level in extended.levels} == {
+        "requests_per_minute": 4,
+        "tokens_per_minute": 350,
+        "concurrent_requests": 2,
+        "budget_per_month": 10_000 - 1650,
+    }
+    assert await settle(meter, extended, Work(prompt_tokens=140, completion_tokens=30)) == 230
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 830
+    assert await left(meter, LimitName.REQUESTS_PER_MINUTE) == 4, "it is one request"
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
+    assert await left(meter, LimitName.BUDGET_PER_MONTH) == 9770
+
+
+async def test_what_cannot_be_reserved_besides(meter: Meter) -> None:
+    admission = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=500))
+    with pytest.raises(QuotaExceeded, match="tokens per minute"):
+        await meter.extend(DEVELOPER, admission, 401)
+    await settle(meter, admission, Work())
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 1000
+    unlimited = await meter.extend(EVERYBODY, await meter.admit(EVERYBODY, "m", Work()), 10**9)
+    assert await settle(meter, unlimited, Work(prompt_tokens=10**9)) == 10**9
+
+
+@given(
+    bounds=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    completion=st.integers(0, 100),
+    share=st.floats(0, 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_however_often_it_is_extended_it_is_settled_to_what_was_used(
+    bounds: list[int], completion: int, share: float
+) -> None:
+    async def tell() -> None:
+        meter = metering(MemoryCounters(Clock()), plans={"small": PlanConfig(tokens_per_day=2000)})
+        first, *more = bounds
+        work = Work(prompt_tokens=first, completion_tokens=completion)
+        admission = await meter.admit(DEVELOPER, None, work)
+        for tokens in more:
+            admission = await meter.extend(DEVELOPER, admission, tokens)
+        assert admission.reserved.prompt_tokens == sum(bounds)
+        assert await left(meter, LimitName.TOKENS_PER_DAY) == 2000 - sum(bounds) - completion
+        used = Work(prompt_tokens=round(sum(bounds) * share), completion_tokens=completion)
+        await settle(meter, admission, used)
+        assert await left(meter, LimitName.TOKENS_PER_DAY) == 2000 - used.tokens
+        await meter.close()
+
+    asyncio.run(tell())
+
+
 async def test_a_refusal_says_which_limit_and_when(meter: Meter, clock: Clock) -> None:
     await meter.admit(DEVELOPER, "m", Work(completion_tokens=900))
     clock.now += 6

@@ -41,6 +41,7 @@ from deployments.tenants.idempotency import (
 )
 from models.errors import InternalError, InvalidInput
 from state.errors import StateError
+from state.patience import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +146,14 @@ class Idempotency:
             if flight.abandoned:
                 self._land(name, flight)  # whoever comes now begins anew
                 flight.task.cancel()
+                await asyncio.wait([flight.task])  # only now it is known what was used
+                exchange.account_for(flight.exchange)
 
     async def _fly(
         self, name: tuple[str, str], flight: Flight, work: Callable[[Lease], Awaitable[None]]
     ) -> None:
         try:
-            found = await self._claim(*name, flight.fingerprint)
+            found = await self._claim(*name, flight.fingerprint, flight.exchange.patience)
             if isinstance(found, Lease):
                 flight.works = True
                 await work(found)
@@ -162,9 +165,12 @@ class Idempotency:
             self._land(name, flight)
             flight.recording.fail(InternalError("The work on this was given up; try again."))
 
-    async def _claim(self, tenant: str, key: str, fingerprint: str) -> Lease | Answer:
+    async def _claim(
+        self, tenant: str, key: str, fingerprint: str, patience: Patience
+    ) -> Lease | Answer:
         """Raises Conflict, StateUnavailable."""
-        found = await self.records.begin(tenant, key, fingerprint)
+        async with patience.waiting("the database"):
+            found = await self.records.begin(tenant, key, fingerprint)
         pause_s, longest_s = LOOK_AGAIN_S
         while isinstance(found, Busy):
             await asyncio.sleep(pause_s)
