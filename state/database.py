@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -25,16 +26,21 @@ from filelock import FileLock, Timeout
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from state import migrations
 from state.errors import StateError, StateMisconfigured, StateUnavailable
 from state.patience import promptly, watch_the_line
 from state.places import Places
 
+logger = logging.getLogger(__name__)
+
 EXPECTED = "sqlite:////ABSOLUTE/FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 CONNECT_S = 5.0
 """A server that does not answer for so long counts as unreachable."""
+LOOK = 0.4
+"""The part of its patience after which a transaction that takes longer is looked after."""
 BUSY_S = 15.0
 """How long a writer waits for other writers."""
 MIGRATE_S = 120.0
@@ -56,8 +62,12 @@ class Database:
         sqlite = engine.dialect.name == "sqlite"
         if sqlite:
             _prepare_sqlite(engine)
+            self._probing = None
         else:
             _prepare_postgres(engine)
+            self._probing = create_async_engine(
+                engine.url, poolclass=NullPool, connect_args={"timeout": patience_s}
+            )
         self._reading = engine.execution_options(
             **{} if sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         )
@@ -145,11 +155,56 @@ class Database:
         # Only what the database says is translated from here on: an OSError in the body of
         # a transaction is its author's.
         try:
-            with _translated(self.called):
+            with _translated(self.called), self._watched(connection):
                 async with connection.begin():
                     yield connection
         finally:
             await connection.close()
+
+    @contextmanager
+    def _watched(self, connection: AsyncConnection) -> Iterator[None]:
+        """Cut the line of a transaction that waits for a server which answers nobody any more.
+
+        A statement may take as long as it needs; but one that was sent to a server that has been
+        frozen since would be waited for without end.
+        """
+        if self._probing is None:
+            yield
+            return
+        loop, task = asyncio.get_running_loop(), None
+
+        def look() -> None:
+            nonlocal task
+            task = loop.create_task(self._cut_if_silent(connection))
+
+        timer = loop.call_later(self._patience_s * LOOK, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if task is not None:
+                task.cancel()
+
+    async def _cut_if_silent(self, connection: AsyncConnection) -> None:
+        assert self._probing is not None
+        driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
+
+        async def answered(probing: AsyncEngine) -> None:
+            async with probing.connect():
+                pass
+
+        while True:
+            try:
+                await promptly(
+                    answered(self._probing),
+                    within_s=self._patience_s * (1 - LOOK),
+                    what=self.called,
+                )
+            except Exception as error:
+                logger.warning("a transaction is given up: %s", error)
+                driver.terminate()  # type: ignore[union-attr]
+                return
+            await asyncio.sleep(self._patience_s)
 
     async def _connected(self, engine: AsyncEngine) -> AsyncConnection:
         """A connection whose server has answered just now."""

@@ -15,6 +15,7 @@ from deployments.caching.keys import deterministic, generation_key
 from deployments.caching.reuse import Outcome, Told, Wish
 from deployments.observability.events import CacheAsked
 from models.contracts import NO_USAGE, Accountable, Delta, GenerateRequest, Generator, Usage
+from models.errors import Underestimated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class CachingGenerator:
         told: hears once, before the first delta, how the answer was come by; nothing of a
             request that cannot be cached.
         revised: hears of a caller that pays in place of one that has left, or is paid for by
-            one that stays: what it was told, and what holds now.
+            one that stays, or has to ask again: what it was told, and what holds now, if anything.
     """
 
     inner: Generator
@@ -37,7 +38,7 @@ class CachingGenerator:
     wish: Wish
     version: Callable[[GenerateRequest], Awaitable[str | None]]
     told: Told
-    revised: Callable[[Outcome, Outcome], None] = lambda was, now: None
+    revised: Callable[[Outcome, Outcome | None], None] = lambda was, now: None
     _left: dict[str, GenerateRequest | None] = field(default_factory=dict)
     """Of requests that were closed early, by receipt: the one that was at work for them;
     ``None``: others pay for it."""
@@ -53,8 +54,13 @@ class CachingGenerator:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See ``models.contracts.Generator``."""
+        receipt = request.receipt
+        if receipt is not None:
+            self._left[receipt] = None
         version = await self.version(request) if deterministic(request) else None
         if version is None or not self.wish.write:
+            if receipt is not None:
+                del self._left[receipt]
             async with aclosing(_closable(self.inner, request)) as source:
                 async for delta in source:
                     yield delta
@@ -78,21 +84,29 @@ class CachingGenerator:
         try:
             async with seat as flight:
                 found = await flight.decided()
-                outcome = Outcome.MISS if seat.pays else Outcome.JOIN
+                outcome = Outcome.MISS if joined is None else Outcome.JOIN
                 if kept or key in found:
                     outcome = Outcome.HIT
                 self._tell(request, outcome)
+                if seat.pays:  # who began it has left before anybody knew
+                    inherit()
                 while (deltas := await flight.after(at)) is not None:
                     at += len(deltas)
                     for delta in deltas:
                         complete = complete or delta.usage is not None
                         # Where the time went is true for the one whose time it was.
                         yield delta if seat.pays else replace(delta, timings=None)
+        except Underestimated:
+            if outcome is not None:
+                self.revised(outcome, None)
+            raise
         finally:
             if seat.handed_over and outcome is Outcome.MISS:
                 self.revised(Outcome.MISS, Outcome.JOIN)
-            if request.receipt is not None and not complete:
-                self._left[request.receipt] = flying.at_work if seat.paid else None
+            if receipt is not None and complete:
+                del self._left[receipt]
+            elif receipt is not None:
+                self._left[receipt] = flying.at_work if seat.paid else None
 
     async def _answer(
         self, request: GenerateRequest, key: str, version: str, flight: Flight[Delta]

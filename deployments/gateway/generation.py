@@ -212,7 +212,8 @@ class Generation:
         Raises:
             PlatformError: what a generator raised, after what it yielded before.
         """
-        if not self._ready and self._running and self._error is None:
+        said = self._ready or self._place is not None
+        if not said and self._running and self._error is None:
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         if self._ready:

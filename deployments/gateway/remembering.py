@@ -59,8 +59,9 @@ def remembering_embedder(services: Services, exchange: Exchange, name: str) -> E
     )
 
 
-def _revise(outcomes: list[Outcome], was: Outcome, now: Outcome) -> None:
-    outcomes[outcomes.index(was)] = now
+def _revise(outcomes: list[Outcome], was: Outcome, now: Outcome | None) -> None:
+    at = outcomes.index(was)
+    outcomes[at : at + 1] = [] if now is None else [now]
 
 
 async def version_of(

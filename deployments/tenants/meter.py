@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from secrets import token_hex
@@ -34,7 +34,11 @@ LEASE_S = 30.0
 """How long a running request holds its place if its gateway dies."""
 PATIENCE_S = REQUEST_S
 """How long the counters may take to answer."""
-SETTLE_ATTEMPTS = 5
+SETTLE_PAUSES_S = (0.2, 2.0)
+"""Between attempts to settle while the counters are out of reach, at first and later."""
+LOOKS_S = (2.0, 8.0)
+"""When to look again for a lease whose making was never answered: what was sent to a server that
+hung is carried out when it goes on, after it was settled for the first time."""
 ALERTS = (0.5, 0.8, 1.0)
 """Shares of a budget that are told of when they are reached."""
 
@@ -111,6 +115,7 @@ class Meter:
         plans: by name.
         prices: by model; one that is not named costs nothing.
         lease_s: see ``LEASE_S``.
+        looks_s: see ``LOOKS_S``.
     """
 
     counters: Counters
@@ -121,6 +126,7 @@ class Meter:
     check: Callable[[], None] = lambda: None
     """Raises StateUnavailable while what is used cannot be written down."""
     lease_s: float = LEASE_S
+    looks_s: Sequence[float] = LOOKS_S
     _running: dict[str, str] = field(default_factory=dict)
     """Lease → tenant."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -193,7 +199,7 @@ class Meter:
                     principal.tenant, lease, demands, ttl_s=self.lease_s
                 )
         except BaseException as error:
-            self._release(admission, Work())
+            self._release(admission, Work(), unsure=True)
             if isinstance(error, TimeoutError):
                 raise StateUnavailable("the counters did not answer in time") from None
             raise
@@ -279,25 +285,35 @@ class Meter:
             retry_after=None if level.retry_ms is None else wait_ms / 1000,
         )
 
-    def _release(self, admission: Admission, used: Work) -> None:
-        task = asyncio.create_task(self._settle(admission, used))
+    def _release(self, admission: Admission, used: Work, *, unsure: bool = False) -> None:
+        """Settle it. ``unsure``: whether it was ever made."""
+        task = asyncio.create_task(self._settle(admission, used, unsure=unsure))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self, admission: Admission, used: Work) -> None:
+    async def _settle(self, admission: Admission, used: Work, *, unsure: bool) -> None:
         takes = amounts(used, admission.price)
         named = {str(name): takes[name] for name in (*TOKENS, LimitName.BUDGET_PER_MONTH)}
-        for attempt in range(SETTLE_ATTEMPTS):
-            try:
-                await self.counters.settle(admission.tenant, admission.lease, named)
+        for pause_s in (0.0, *(self.looks_s if unsure else ())):
+            await asyncio.sleep(pause_s)
+            if await self._settled(admission, named):
                 break
-            except StateUnavailable as error:
-                if attempt == SETTLE_ATTEMPTS - 1:
-                    logger.error("lease %s stays as it was reserved: %s", admission.lease, error)
-                    break
-                await asyncio.sleep(0.2 * 2**attempt)
         # Only now: until it is settled it is held, however long that takes.
         self._running.pop(admission.lease, None)
+
+    async def _settled(self, admission: Admission, named: Mapping[str, int]) -> bool:
+        """Whether there was such a lease; trying for as long as there may be one."""
+        loop = asyncio.get_running_loop()
+        give_up, pause_s = loop.time() + self.lease_s, SETTLE_PAUSES_S[0]
+        while True:
+            try:
+                return await self.counters.settle(admission.tenant, admission.lease, named)
+            except StateUnavailable as error:
+                if loop.time() >= give_up:
+                    logger.error("lease %s stays as it was reserved: %s", admission.lease, error)
+                    return True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, SETTLE_PAUSES_S[1])
 
     def _renew(self) -> None:
         """See to it that what runs for long keeps its lease."""

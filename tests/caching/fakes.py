@@ -148,8 +148,10 @@ class Caller:
         )
         self.task = asyncio.create_task(self._read(request or asking()))
 
-    def _revise(self, was: Outcome, now: Outcome) -> None:
-        self.outcomes[self.outcomes.index(was)] = now
+    def _revise(self, was: Outcome, now: Outcome | None) -> None:
+        self.outcomes.remove(was)
+        if now is not None:
+            self.outcomes.append(now)
 
     @property
     def pays(self) -> bool:

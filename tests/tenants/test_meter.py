@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,7 @@ def metering(counters: Counters, events: list[Event] | None = None, **facts: obj
         "plans": {"small": SMALL, **PLANS},
         "strategy": Strategy.SLIDING_WINDOW,
         "prices": PRICES,
+        "looks_s": (),
         "emit": [].append if events is None else events.append,
     }
     return Meter(counters=counters, **(told | facts))  # type: ignore[arg-type]
@@ -273,6 +275,32 @@ async def test_counters_that_are_out_of_reach_let_nobody_in(
     while meter._tasks:
         await asyncio.wait(meter._tasks)
     assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 999, "an answer that came too late"
+    await meter.close()
+
+
+async def test_a_lease_that_is_made_after_it_was_given_up(clock: Clock) -> None:
+    """What was sent to counters that hung is carried out when they go on."""
+
+    class Late(MemoryCounters):
+        sent: tuple[Any, dict[str, Any]] | None = None
+
+        async def reserve(self, *args: Any, **facts: Any) -> Any:
+            self.sent = (args, facts)
+            raise StateUnavailable("no answer")
+
+    counters = Late(clock)
+    meter = metering(counters, looks_s=(0.05, 0.05))
+    with pytest.raises(StateUnavailable):
+        await meter.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    await asyncio.sleep(0.01)
+    assert counters.sent is not None
+    args, facts = counters.sent
+    await MemoryCounters.reserve(counters, *args, **facts)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 900
+    while meter._tasks:
+        await asyncio.wait(meter._tasks)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 1000
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
     await meter.close()
 
 

@@ -46,6 +46,7 @@ from state.patience import Patience
 logger = logging.getLogger(__name__)
 
 KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+UNAVAILABLE = 503
 REPLAYED = (b"idempotent-replayed", b"true")
 PASSING = frozenset({401, 403, 429})
 """Statuses below 500 that say who asked, or when, rather than what."""
@@ -203,7 +204,9 @@ class Idempotency:
                 # On disk before it is told: who asks again at once finds it.
                 exchange.answered = settled = True
                 renewing.cancel()
-                await self._settle(self._verdict(flight, operation, lease, piece))
+                # Who is told that state is out of reach is not kept waiting for it once more.
+                patience = exchange.patience if exchange.status == UNAVAILABLE else Patience()
+                await self._settle(self._verdict(flight, operation, lease, piece), patience)
                 self._land((lease.tenant, lease.key), flight)
             recording.add(piece, last=last)
 
@@ -212,7 +215,7 @@ class Idempotency:
         finally:
             renewing.cancel()
             if not settled:
-                await self._settle(partial(self.records.release, lease))
+                await self._settle(partial(self.records.release, lease), Patience())
 
     def _verdict(
         self, flight: Flight, operation: Operation, lease: Lease, last: bytes
@@ -228,10 +231,11 @@ class Idempotency:
             return partial(self.records.finish, lease, None)
         return partial(self.records.finish, lease, recording.answer(last, is_lasting))
 
-    async def _settle(self, write: Callable[[], Awaitable[bool]]) -> None:
+    async def _settle(self, write: Callable[[], Awaitable[bool]], patience: Patience) -> None:
         """A client is not kept waiting for a database that is down when its answer is there."""
         try:
-            await write()
+            async with patience.waiting("the database"):
+                await write()
         except StateError as error:
             logger.warning("an idempotency record could not be written: %s", error)
             self._spawn(self._insist(write))
