@@ -388,9 +388,11 @@ async def test_a_transaction_is_not_left_to_a_server_that_froze(
 
 
 async def test_a_statement_may_take_as_long_as_it_needs(postgres_server: PostgresServer) -> None:
-    async with await Database.open(postgres_server.url, patience_s=2) as database:
-        async with database.read() as c:
-            await c.execute(sa.text("SELECT pg_sleep(2.5)"))
+    async with (
+        await Database.open(postgres_server.url, patience_s=2) as database,
+        database.read() as c,
+    ):
+        await c.execute(sa.text("SELECT pg_sleep(2.5)"))
 
 
 async def eventually(ping: Callable[[], Awaitable[None]]) -> None:

@@ -85,7 +85,7 @@ async def test_the_stream_begins_with_its_place(world: World, path: str) -> None
     assert b"Hel" in output
     ttft_s = world.recorder.finished[0].ttft_s
     assert ttft_s is not None
-    assert ttft_s >= 0.04, "a place is no output"
+    assert ttft_s >= 0.02, "a place is no output"
 
 
 @pytest.mark.parametrize("path", [STREAM, CHAT, COMPLETIONS])
