@@ -22,8 +22,12 @@ from models.registry import Registry
 from models.sources.registry import SCHEME, in_use
 from models.store import Store
 from models.versions import CHAMPION, Alias, Reference, Version
+from state.errors import StateUnavailable
+from state.patience import SERVER_S, promptly
 
 ADAPTER_FILE = "adapter_config.json"
+FIRST_LIST_S = 5.0
+"""For a list where there is no older one: opening the registry is slower than asking it."""
 BY = "admin API"
 """Who did it, in the audit log: there are no keys yet."""
 
@@ -60,11 +64,14 @@ class RegistryAdapters:
         """See ``Adapters``."""
         async with self._listing:
             if self._clock() - self._listed > self._refresh_s:
+                patience_s = FIRST_LIST_S if self._list is None else SERVER_S
                 try:
-                    self._list = await self._published()
-                except PlatformError as error:
+                    self._list = await promptly(
+                        self._published(), within_s=patience_s, what="the registry"
+                    )
+                except (PlatformError, StateUnavailable) as error:
                     if self._list is None:
-                        raise Unavailable(error.message, retry_after=self._refresh_s) from error
+                        raise Unavailable(str(error), retry_after=self._refresh_s) from error
                 self._listed = self._clock()
             return self._list or ()
 

@@ -21,8 +21,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.gateway.services import EmbedResult, PredictResult
-from models.contracts import Delta, GenerateRequest, Json, Priority
+from models.contracts import Delta, GenerateRequest, Json, Priority, Usage, sum_of
 from models.errors import InternalError, Overloaded, PlatformError, Unavailable, UpstreamError
+from state.errors import StateUnavailable
+from state.patience import SERVER_S, promptly
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,12 @@ RETRY_DELAY_S = 0.2
 """Doubled at each further attempt; the router waits for a replica by itself."""
 EMBED_CALL_INPUTS = 256
 """Inputs a call carries: Serve's messages between deployments hold 4 MB."""
+GATHER_S = 0.02
+"""How long to wait for others that leave, before the replicas are asked."""
+SPENT_S = 2.0
+"""How long the replicas may take to say what they have done."""
 READY_TIMEOUT_S = 2.0
+"""Of a model; for state see ``state/patience.py``."""
 
 
 class RemoteGenerator:
@@ -43,8 +50,11 @@ class RemoteGenerator:
 
     def __init__(self, name: str, handle: DeploymentHandle, *, retries: int) -> None:
         self._name = name
+        self._handle = handle
         self._generate = handle.options(stream=True).generate
         self._retries = retries
+        self._leaving: dict[str, asyncio.Future[Usage | None]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See ``models.contracts.Generator``."""
@@ -55,7 +65,7 @@ class RemoteGenerator:
                 async for item in stream:
                     if isinstance(item, PlatformError):
                         raise item
-                    begun = True
+                    begun = begun or item.place is None  # to wait is to have had nothing yet
                     yield item
                 return
             except (asyncio.CancelledError, GeneratorExit, TaskCancelledError):
@@ -63,6 +73,45 @@ class RemoteGenerator:
                 raise
             except Exception as error:
                 await try_again(self._name, error, attempt, 0 if begun else self._retries)
+
+    async def spent(self, request: GenerateRequest) -> Usage | None:
+        """See ``models.contracts.Accountable``.
+
+        Serve does not say which replica a request went to, so all are asked, at once for all
+        the clients that leave together.
+        """
+        if request.receipt is None:
+            return None
+        answer = self._leaving.get(request.receipt)
+        if answer is None:
+            answer = asyncio.get_running_loop().create_future()
+            if not self._leaving:
+                task = asyncio.create_task(self._ask_for_all())
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+            self._leaving[request.receipt] = answer
+        return await asyncio.shield(answer)
+
+    async def _ask_for_all(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        leaving, self._leaving = self._leaving, {}
+        told: list[list[Usage | None]] = []
+        try:
+            asked = self._handle.broadcast("spent", list(leaving))
+            answers = await asked.results_async(timeout_s=SPENT_S, return_exceptions=True)
+            told = [answer for answer in answers if isinstance(answer, list)]
+        except Exception as error:
+            logger.warning("%s does not say what it did: %r", self._name, error)
+        finally:
+            for index, answer in enumerate(leaving.values()):
+                if not answer.done():
+                    answer.set_result(total([each[index] for each in told]))
+
+
+def total(told: Sequence[Usage | None]) -> Usage | None:
+    """What several replicas have done under one receipt; ``None``: nobody knows of it."""
+    known = [usage for usage in told if usage is not None]
+    return sum_of(known) if known else None
 
 
 class RemoteEmbedder:
@@ -170,25 +219,30 @@ async def readiness(
 ) -> Mapping[str, bool | str]:
     """Ask one replica of each model, and each part of the state; True, or why it is not ready."""
 
-    async def told(ping: Callable[[], Awaitable[None]], late: str, failed: str) -> bool | str:
+    async def model(handle: DeploymentHandle) -> bool | str:
         try:
-            await asyncio.wait_for(ping(), READY_TIMEOUT_S)
+            await asyncio.wait_for(_ping(handle), READY_TIMEOUT_S)
         except TimeoutError:
-            return f"{late} within {READY_TIMEOUT_S:.0f} s"
+            return f"it may still be loading: no replica answered within {READY_TIMEOUT_S:.0f} s"
         except Exception as error:
-            return f"{failed}: {type(error).__name__}"
+            return f"its replica failed: {type(error).__name__}"
+        return True
+
+    async def store(name: str, ping: Callable[[], Awaitable[None]]) -> bool | str:
+        async def pinged() -> None:
+            await ping()
+
+        try:
+            await promptly(pinged(), within_s=SERVER_S, what=name)
+        except StateUnavailable as error:
+            return f"out of reach: {error}"
+        except Exception as error:
+            return f"out of reach: {type(error).__name__}"
         return True
 
     asked = {
-        **{
-            name: told(
-                partial(_ping, handle),
-                "it may still be loading: no replica answered",
-                "its replica failed",
-            )
-            for name, handle in handles.items()
-        },
-        **{name: told(ping, "it did not answer", "out of reach") for name, ping in state.items()},
+        **{name: model(handle) for name, handle in handles.items()},
+        **{name: store(name, ping) for name, ping in state.items()},
     }
     answers = await asyncio.gather(*asked.values())
     return dict(zip(asked, answers, strict=True))

@@ -66,11 +66,12 @@ from deployments.tenants.retention import Retention, keep_house
 from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
 from models import artifact
-from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling
+from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling, Usage
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
 from models.sources.registry import SCHEME
 from state.counters import Strategy, open_counters
 from state.database import LazyDatabase
+from state.patience import SERVER_S
 from state.places import Places
 
 if TYPE_CHECKING:
@@ -139,6 +140,10 @@ class GeneratorReplica:
                 yield delta
         except PlatformError as error:
             yield error
+
+    async def spent(self, receipts: Sequence[str]) -> list[Usage | None]:
+        """What was done for requests whose clients have left; ``None``: not here, or not known."""
+        return list(await asyncio.gather(*(self._engine.accounts.spent(each) for each in receipts)))
 
     async def try_adapter(self, reference: str) -> PlatformError | None:
         """Load an adapter, to see whether this model can answer with it; or what is wrong."""
@@ -364,7 +369,7 @@ class GatewayReplica:
     def __init__(self, config: Mapping[str, Any], handles: Mapping[str, DeploymentHandle]) -> None:
         self._config = PlatformConfig.model_validate(config)
         self._handles = handles
-        self._database = LazyDatabase()
+        self._database = LazyDatabase(patience_s=SERVER_S)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         started = int(time.time())
@@ -420,6 +425,7 @@ class GatewayReplica:
                 inbox=inbox,
                 cache=cache,
                 bind_host=bind_host(),
+                close=ledger.close,
             )
         )
 

@@ -6,10 +6,10 @@ us, from validated input; it is immutable and cheap to pickle.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -88,6 +88,13 @@ class GenerateRequest:
     priority: Priority = Priority.STANDARD
     timeout_s: float | None = None
     """Seconds from arrival at the engine until the whole answer must be there."""
+    max_prompt_tokens: int | None = None
+    """What was reserved for the prompt: one that is longer is not begun (``Underestimated``)."""
+    receipt: str | None = None
+    """A name that no other request has, under which the engine can be asked what it has done of
+    this one, should it be closed before its end (``Accountable``)."""
+    tell_place: bool = False
+    """Tell where it stands while it waits, if it is streamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +126,15 @@ class Usage:
 NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0)
 
 
+def sum_of(usages: Iterable[Usage]) -> Usage:
+    prompt = completion = cached = 0
+    for usage in usages:
+        prompt += usage.prompt_tokens
+        completion += usage.completion_tokens
+        cached += usage.cached_tokens
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Where a request's time went inside the engine, in seconds."""
@@ -132,6 +148,18 @@ class Timings:
     decode_s: float
     """First token to the last."""
     total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a request stands while it waits."""
+
+    position: int
+    """1: it is the next."""
+    waiting: int
+    """All that wait, of every priority."""
+    wait_s: float | None
+    """At the rate that was measured; ``None``: none was yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +181,8 @@ class Delta:
     answered_by: str | None = None
     """Of the last delta: a name for exactly what answered, weights and adapter and all that an
     answer depends on; ``None``: it cannot be told."""
+    place: Place | None = None
+    """Before any output; then nothing else is told."""
 
 
 class Generator(Protocol):
@@ -168,6 +198,19 @@ class Generator(Protocol):
                 request that cannot be served, ``Overloaded`` when the queue is full,
                 ``Timeout`` when a deadline passes, ``UpstreamError`` or
                 ``InternalError`` when the work failed.
+        """
+        ...
+
+
+@runtime_checkable
+class Accountable(Protocol):
+    """A generator that remembers what it did for requests that were closed early."""
+
+    async def spent(self, request: GenerateRequest) -> Usage | None:
+        """What was done of a request with a ``receipt`` until it was closed, in full.
+
+        Of one that never began to be computed: nothing. ``None``: that cannot be told, because
+        whoever did it is gone, or does not answer.
         """
         ...
 

@@ -102,6 +102,14 @@ class Overloaded(PlatformError):
     status = 429
 
 
+class Underestimated(PlatformError):
+    """A prompt has more tokens than were reserved for it, and nothing of it was begun.
+
+    Between an engine and a gateway: ``details["prompt_tokens"]`` is what to reserve before
+    asking again.
+    """
+
+
 class Timeout(PlatformError):
     """A deadline passed, in the queue or while working."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -25,15 +26,21 @@ from filelock import FileLock, Timeout
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from state import migrations
 from state.errors import StateError, StateMisconfigured, StateUnavailable
+from state.patience import promptly, watch_the_line
 from state.places import Places
+
+logger = logging.getLogger(__name__)
 
 EXPECTED = "sqlite:////ABSOLUTE/FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 CONNECT_S = 5.0
 """A server that does not answer for so long counts as unreachable."""
+LOOK = 0.4
+"""The part of its patience after which a transaction that takes longer is looked after."""
 BUSY_S = 15.0
 """How long a writer waits for other writers."""
 MIGRATE_S = 120.0
@@ -41,27 +48,41 @@ MIGRATE_S = 120.0
 
 
 class Database:
-    """An open database. Belongs to the event loop that opened it."""
+    """An open database. Belongs to the event loop that opened it.
 
-    def __init__(self, engine: AsyncEngine, called: str) -> None:
+    Args:
+        patience_s: how long a server may take to say that it is there, before a transaction.
+    """
+
+    def __init__(self, engine: AsyncEngine, called: str, patience_s: float = CONNECT_S) -> None:
         self.called = called
         """Its URL without secrets, for messages."""
         self.engine = engine
+        self._patience_s = patience_s
         sqlite = engine.dialect.name == "sqlite"
         if sqlite:
             _prepare_sqlite(engine)
+            self._probing = None
+        else:
+            _prepare_postgres(engine)
+            self._probing = create_async_engine(
+                engine.url, poolclass=NullPool, connect_args={"timeout": patience_s}
+            )
         self._reading = engine.execution_options(
             **{} if sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         )
         self._writing = engine.execution_options(sqlite_begin="IMMEDIATE")
 
     @classmethod
-    async def open(cls, url: str | None = None, *, migrate: bool = True) -> Self:
+    async def open(
+        cls, url: str | None = None, *, migrate: bool = True, patience_s: float = CONNECT_S
+    ) -> Self:
         """Connect, and bring the tables to this release. Any number of processes may do so at once.
 
         Args:
             url: default: that of ``state.places``.
             migrate: without it the tables stay as they are, whatever that is.
+            patience_s: how long a server may take to say that it is there, before a transaction.
 
         Raises:
             StateMisconfigured: the URL is wrong, the password refused, the file not
@@ -75,13 +96,15 @@ class Database:
             with _explained(called):
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             arguments: dict[str, Any] = {"timeout": BUSY_S}
+            pool: dict[str, Any] = {}
         else:
             arguments = {
                 "timeout": CONNECT_S,
                 "server_settings": {"lock_timeout": f"{BUSY_S:.0f}s"},
             }
-        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=arguments)
-        database = cls(engine, called)
+            pool = {"pool_timeout": CONNECT_S}
+        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=arguments, **pool)
+        database = cls(engine, called, patience_s)
         try:
             if migrate:
                 await database._migrate(parsed)
@@ -128,15 +151,73 @@ class Database:
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         with _explained(self.called):
-            connection = await engine.connect()
+            connection = await self._connected(engine)
         # Only what the database says is translated from here on: an OSError in the body of
         # a transaction is its author's.
         try:
-            with _translated(self.called):
+            with _translated(self.called), self._watched(connection):
                 async with connection.begin():
                     yield connection
         finally:
             await connection.close()
+
+    @contextmanager
+    def _watched(self, connection: AsyncConnection) -> Iterator[None]:
+        """Cut the line of a transaction that waits for a server which answers nobody any more.
+
+        A statement may take as long as it needs; but one that was sent to a server that has been
+        frozen since would be waited for without end.
+        """
+        if self._probing is None:
+            yield
+            return
+        loop, task = asyncio.get_running_loop(), None
+
+        def look() -> None:
+            nonlocal task
+            task = loop.create_task(self._cut_if_silent(connection))
+
+        timer = loop.call_later(self._patience_s * LOOK, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if task is not None:
+                task.cancel()
+
+    async def _cut_if_silent(self, connection: AsyncConnection) -> None:
+        assert self._probing is not None
+        driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
+
+        async def answered(probing: AsyncEngine) -> None:
+            async with probing.connect():
+                pass
+
+        while True:
+            try:
+                await promptly(
+                    answered(self._probing),
+                    within_s=self._patience_s * (1 - LOOK),
+                    what=self.called,
+                )
+            except Exception as error:
+                logger.warning("a transaction is given up: %s", error)
+                driver.terminate()  # type: ignore[union-attr]
+                return
+            await asyncio.sleep(self._patience_s)
+
+    async def _connected(self, engine: AsyncEngine) -> AsyncConnection:
+        """A connection whose server has answered just now."""
+
+        async def connected() -> AsyncConnection:
+            return await engine.connect()
+
+        if engine.dialect.name == "sqlite":
+            return await connected()
+        # Not stopped when it is late: to close the connection that it waits for takes as long.
+        return await promptly(
+            connected(), within_s=self._patience_s, what=self.called, late=AsyncConnection.close
+        )
 
     async def _migrate(self, url: URL) -> None:
         try:
@@ -192,10 +273,12 @@ class LazyDatabase:
 
     Args:
         url: default: that of ``state.places``.
+        patience_s: see ``Database``.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, patience_s: float = CONNECT_S) -> None:
         self._url = url
+        self._patience_s = patience_s
         self._opened: Database | None = None
         self._opening = asyncio.Lock()
 
@@ -204,7 +287,7 @@ class LazyDatabase:
         if self._opened is None:
             async with self._opening:
                 if self._opened is None:
-                    self._opened = await Database.open(self._url)
+                    self._opened = await Database.open(self._url, patience_s=self._patience_s)
         return self._opened
 
     @asynccontextmanager
@@ -282,6 +365,14 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
         # timeout, if another wrote in between; so writers say at the start that they will.
         kind = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
         connection.exec_driver_sql(f"BEGIN {kind}")
+
+
+def _prepare_postgres(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        # asyncpg shows its socket to nobody.
+        transport = connection.driver_connection._transport
+        watch_the_line(transport.get_extra_info("socket"))
 
 
 def _is_current(connection: Connection, called: str) -> bool:

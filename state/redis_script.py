@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from state.errors import StateMisconfigured, StateUnavailable
@@ -27,15 +27,18 @@ class RedisScript:
 
     def __init__(self, url: str, script: str, *, timeout_s: float, what: str) -> None:
         try:
-            self._redis = Redis.from_url(
+            # One that waits for a connection to be free: a burst is no server that is down.
+            pool = BlockingConnectionPool.from_url(
                 url,
+                timeout=timeout_s,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 max_connections=CONNECTIONS,
             )
         except ValueError as error:
             raise StateMisconfigured(f"the URL of the {what} is none: {error}") from None
-        told = self._redis.connection_pool.connection_kwargs
+        self._redis = Redis.from_pool(pool)
+        told = pool.connection_kwargs
         self._called = f"redis://{told.get('host')}:{told.get('port')}/{told.get('db', 0)}"
         self._script = self._redis.register_script(script)
 

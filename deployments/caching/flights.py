@@ -1,11 +1,14 @@
 """One piece of work, and all who wait for it.
 
-    async with flight:                                # on board
+    async with flight.seat():                         # on board
         while (items := await flight.after(at)) is not None: ...
 
 Who comes late gets what there is, and then whatever comes. Who leaves does not disturb the
 others; the last one to leave takes the work with it. Nobody boards a flight that is over by
 failure or that nobody is on.
+
+One of them pays for the work, once: who boarded first, and of those that are left, who has been
+aboard for longest, until ``Flight.settle``.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
-from models.contracts import Priority
+from models.contracts import GenerateRequest, Priority
 
 T = TypeVar("T")
 
@@ -23,6 +26,44 @@ logger = logging.getLogger(__name__)
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 """vip before standard before low."""
+
+
+class Seat(Generic[T]):
+    """One passenger's.
+
+    Args:
+        inherit: called when the passengers before have left, and this one pays from now on.
+    """
+
+    def __init__(self, flight: Flight[T], inherit: Callable[[], None]) -> None:
+        self._flight = flight
+        self.inherit = inherit
+        self.paid = False
+        """It was for this one to pay when it left, and still is."""
+        self.handed_over = False
+        """It was, and now it is for another."""
+
+    @property
+    def pays(self) -> bool:
+        return self._flight.payer is self
+
+    async def __aenter__(self) -> Flight[T]:
+        self._flight.seats.append(self)
+        return self._flight
+
+    async def __aexit__(self, *_: object) -> None:
+        flight, self.paid = self._flight, self.pays
+        flight.seats.remove(self)
+        heir = flight.payer
+        if self.paid and heir is not None and heir is not self:
+            self.paid, self.handed_over = False, True
+            heir.inherit()
+        if not flight.seats and not flight.landed:
+            await flight.end()
+
+
+def nothing() -> None:
+    """To one that pays for nothing, or has paid."""
 
 
 class Flight(Generic[T]):
@@ -46,21 +87,28 @@ class Flight(Generic[T]):
         self._stream = stream
         self._items: list[T] = []
         self._error: Exception | None = None
-        self._aboard = 0
+        self.seats: list[Seat[T]] = []
+        """Who is aboard, in the order in which they came."""
+        self.at_work: GenerateRequest | None = None
+        """What a model was asked, if it was."""
+        self._settled: Seat[T] | None = None
         self._news = asyncio.Event()
         self._gone = gone
         self._task = asyncio.create_task(self._fly(work))
 
-    async def __aenter__(self) -> Self:
-        self._aboard += 1
-        return self
+    def seat(self, inherit: Callable[[], None] = nothing) -> Seat[T]:
+        return Seat(self, inherit)
 
-    async def __aexit__(self, *_: object) -> None:
-        self._aboard -= 1
-        if self._aboard == 0 and not self.landed:
-            self._gone(self)
-            self._task.cancel()
-            await asyncio.wait([self._task])
+    @property
+    def payer(self) -> Seat[T] | None:
+        """Whose work it is; it goes over to the next when that one leaves, until it is settled."""
+        return self._settled or (self.seats[0] if self.seats else None)
+
+    async def end(self) -> None:
+        """Nobody is aboard any more."""
+        self._gone(self)
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
     def takes(self, *, priority: Priority, stream: bool) -> bool:
         """Whether it is there as soon as a flight of one's own.
@@ -94,6 +142,10 @@ class Flight(Generic[T]):
 
     # --- for the work
 
+    def settle(self) -> None:
+        """All is done: who pays now does, whether it stays or leaves."""
+        self._settled = self.payer
+
     def decide(self, found: frozenset[str]) -> None:
         self.found = found
         self._tell()
@@ -118,6 +170,7 @@ class Flight(Generic[T]):
             else:
                 self._error = error
         finally:
+            self.settle()
             self._gone(self)
             self.land()
 

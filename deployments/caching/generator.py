@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -14,7 +14,8 @@ from deployments.caching.flights import Flight
 from deployments.caching.keys import deterministic, generation_key
 from deployments.caching.reuse import Outcome, Told, Wish
 from deployments.observability.events import CacheAsked
-from models.contracts import Delta, GenerateRequest, Generator
+from models.contracts import NO_USAGE, Accountable, Delta, GenerateRequest, Generator, Usage
+from models.errors import Underestimated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class CachingGenerator:
         version: exactly what will answer a request; ``None`` if that cannot be told.
         told: hears once, before the first delta, how the answer was come by; nothing of a
             request that cannot be cached.
+        revised: hears of a caller that pays in place of one that has left, or is paid for by
+            one that stays, or has to ask again: what it was told, and what holds now, if anything.
     """
 
     inner: Generator
@@ -35,11 +38,29 @@ class CachingGenerator:
     wish: Wish
     version: Callable[[GenerateRequest], Awaitable[str | None]]
     told: Told
+    revised: Callable[[Outcome, Outcome | None], None] = lambda was, now: None
+    _left: dict[str, GenerateRequest | None] = field(default_factory=dict)
+    """Of requests that were closed early, by receipt: the one that was at work for them;
+    ``None``: others pay for it."""
+
+    async def spent(self, request: GenerateRequest) -> Usage | None:
+        """See ``models.contracts.Accountable``."""
+        asked: GenerateRequest | None = request
+        if request.receipt is not None:
+            asked = self._left.pop(request.receipt, request)
+        if asked is None:
+            return NO_USAGE
+        return await self.inner.spent(asked) if isinstance(self.inner, Accountable) else None
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See ``models.contracts.Generator``."""
+        receipt = request.receipt
+        if receipt is not None:
+            self._left[receipt] = None
         version = await self.version(request) if deterministic(request) else None
         if version is None or not self.wish.write:
+            if receipt is not None:
+                del self._left[receipt]
             async with aclosing(_closable(self.inner, request)) as source:
                 async for delta in source:
                     yield delta
@@ -49,16 +70,43 @@ class CachingGenerator:
         joined = flights.find(key, priority=priority, stream=stream) if self.wish.read else None
         kept = joined is not None and joined.landed
         work = partial(self._answer, request, key, version)
-        async with joined or flights.start([key], work, priority=priority, stream=stream) as flight:
-            found = await flight.decided()
-            outcome = Outcome.MISS if joined is None else Outcome.JOIN
-            self._tell(request, Outcome.HIT if kept or key in found else outcome)
-            at = 0
-            while (deltas := await flight.after(at)) is not None:
-                at += len(deltas)
-                for delta in deltas:
-                    # Where the time went is true for the one whose time it was.
-                    yield delta if joined is None else replace(delta, timings=None)
+        flying = joined or flights.start([key], work, priority=priority, stream=stream)
+        outcome: Outcome | None = None
+
+        def inherit() -> None:
+            nonlocal outcome
+            if outcome is Outcome.JOIN:
+                self.revised(Outcome.JOIN, Outcome.MISS)
+                outcome = Outcome.MISS
+
+        seat = flying.seat(inherit)
+        at, complete = 0, False
+        try:
+            async with seat as flight:
+                found = await flight.decided()
+                outcome = Outcome.MISS if joined is None else Outcome.JOIN
+                if kept or key in found:
+                    outcome = Outcome.HIT
+                self._tell(request, outcome)
+                if seat.pays:  # who began it has left before anybody knew
+                    inherit()
+                while (deltas := await flight.after(at)) is not None:
+                    at += len(deltas)
+                    for delta in deltas:
+                        complete = complete or delta.usage is not None
+                        # Where the time went is true for the one whose time it was.
+                        yield delta if seat.pays else replace(delta, timings=None)
+        except Underestimated:
+            if outcome is not None:
+                self.revised(outcome, None)
+            raise
+        finally:
+            if seat.handed_over and outcome is Outcome.MISS:
+                self.revised(Outcome.MISS, Outcome.JOIN)
+            if receipt is not None and complete:
+                del self._left[receipt]
+            elif receipt is not None:
+                self._left[receipt] = flying.at_work if seat.paid else None
 
     async def _answer(
         self, request: GenerateRequest, key: str, version: str, flight: Flight[Delta]
@@ -75,10 +123,13 @@ class CachingGenerator:
                 return
         flight.decide(frozenset())
         deltas = []
+        flight.at_work = request
         # Each caller has a deadline and leaves when it has passed; the others go on.
         async with aclosing(_closable(self.inner, replace(request, timeout_s=None))) as source:
             async for delta in source:
                 deltas.append(delta)
+                if delta.usage is not None:
+                    flight.settle()
                 flight.add(delta)
         answer = whole(deltas, request.n)
         if answer is not None and deltas[-1].answered_by == version:

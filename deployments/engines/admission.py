@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deployments.engines.sequence import Call, Sequence
 from models.contracts import ChatMessage, GenerateRequest, Prompt, Sampling
-from models.errors import InvalidInput
+from models.errors import InvalidInput, Underestimated
 
 MAX_LOGPROBS = 20
 MAX_BIAS = 100.0
@@ -40,6 +40,7 @@ def admit(
 
     Raises:
         InvalidInput: naming the field, what was given and what is possible.
+        Underestimated: the prompt has more tokens than were reserved for it.
     """
     sampling = request.sampling
     _check_sampling(sampling, limits.vocabulary)
@@ -54,6 +55,11 @@ def admit(
             f" context of {limits.context} leaves 1 to {room}.",
             param="max_tokens",
             details={"prompt_tokens": len(prompt), "context": limits.context},
+        )
+    if request.max_prompt_tokens is not None and len(prompt) > request.max_prompt_tokens:
+        raise Underestimated(
+            f"The prompt has {len(prompt)} tokens, and {request.max_prompt_tokens} were reserved.",
+            details={"prompt_tokens": len(prompt)},
         )
     due = float("inf") if request.timeout_s is None else arrived + request.timeout_s
     call = Call(request=request, prompt=prompt, arrived=arrived, deadline=due)

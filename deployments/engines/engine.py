@@ -23,10 +23,12 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
 from deployments.config import EngineConfig, QueueConfig
+from deployments.engines.accounts import Accounts, close
 from deployments.engines.adapters import AdapterInfo, AdapterStore, Lease, Resolve
 from deployments.engines.admission import Limits, admit
 from deployments.engines.computing import Computing
@@ -51,6 +53,20 @@ from models.contracts import Delta, FinishReason, GenerateRequest, Timings, Usag
 from models.errors import InternalError, Overloaded, PlatformError, Timeout, Unavailable
 
 logger = logging.getLogger(__name__)
+
+
+PLACE_S = 1.0
+"""How often one that waits is told its place, at most."""
+PLACES_S = 0.2
+"""How often anybody is: to know one place is to go through the whole queue."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """What one that waits has been told."""
+
+    at: float = -inf
+    place: tuple[int, int] | None = None
 
 
 class Engine:
@@ -118,6 +134,11 @@ class Engine:
         self._outputs: dict[Sequence, Output] = {}
         self._mailboxes: dict[Call, Mailbox] = {}
         self._posts: list[tuple[Mailbox, Delta | PlatformError]] = []
+        self.accounts = Accounts()
+        """Of requests with a receipt."""
+        self._hopeful: dict[Call, _Told] = {}
+        """Those that wait and want to know where they stand."""
+        self._places_told = -inf
         self._state: EngineState | None = None
         self._thread.run(self._loop)
 
@@ -138,21 +159,23 @@ class Engine:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """See ``models.contracts.Generator``."""
         arrived = self._clock()
-        call = admit(
-            request,
-            await self._codec.encode(request.prompt),
-            self._limits,
-            arrived=arrived,
-        )
-        mailbox = Mailbox(asyncio.get_running_loop())
-        lease = await self._lease(call)
+        account = self.accounts.open(request.receipt)
+        lease: Lease | None = None
+        complete = submitted = False
         try:
+            prompt = await self._codec.encode(request.prompt)
+            call = admit(request, prompt, self._limits, arrived=arrived)
+            call.account = account
+            mailbox = Mailbox(asyncio.get_running_loop())
+            lease = await self._lease(call)
             self._submit(call, mailbox)
+            submitted = True
             try:
                 while True:
                     for delta in await mailbox.take():
+                        complete = delta.usage is not None
                         yield delta
-                        if delta.usage is not None:
+                        if complete:
                             return
             finally:
                 if not mailbox.finished:
@@ -160,6 +183,13 @@ class Engine:
         finally:
             if lease is not None:
                 lease.release()
+            if not submitted:
+                close(account)
+            self.accounts.leave(request.receipt, complete=complete)
+
+    async def spent(self, request: GenerateRequest) -> Usage | None:
+        """See ``models.contracts.Accountable``."""
+        return None if request.receipt is None else await self.accounts.spent(request.receipt)
 
     # --- called from any thread ---------------------------------------------------------
 
@@ -213,6 +243,8 @@ class Engine:
                     raise Unavailable(f"The engine of {self.name} is stopping.", retry_after=1)
                 self._scheduler.add(call)
                 self._mailboxes[call] = mailbox
+                if call.request.tell_place and call.request.stream:
+                    self._hopeful[call] = _Told()
                 self._lock.notify()
         except Overloaded:
             self._shed(call, "full")
@@ -268,10 +300,27 @@ class Engine:
         step, started = self._scheduler.plan()
         for call in started:
             self._start(call)
+        if self._hopeful:
+            self._tell_places()
         return step
+
+    def _tell_places(self) -> None:
+        """To those whose place has changed, to each at most once in ``PLACE_S``."""
+        now = self._clock()
+        if now - self._places_told < PLACES_S:
+            return
+        self._places_told = now
+        for ticket, place in self._scheduler.queue.places():
+            told = self._hopeful.get(ticket.item)
+            if told is None or now - told.at < PLACE_S:
+                continue
+            if (place.position, place.waiting) != told.place:
+                told.at, told.place = now, (place.position, place.waiting)
+                self._posts.append((self._mailboxes[ticket.item], Delta(place=place)))
 
     def _start(self, call: Call) -> None:
         assert call.started is not None
+        self._hopeful.pop(call, None)
         for sequence in call.sequences:
             self._outputs[sequence] = Output(sequence, self._codec, self._eos)
         self._emit(
@@ -345,12 +394,7 @@ class Engine:
         call = sequence.call
         if not call.done:
             return output.delta(reason)
-        usage = Usage(
-            prompt_tokens=len(call.prompt),
-            completion_tokens=sum(s.generated for s in call.sequences),
-            cached_tokens=call.cached_tokens,
-        )
-        return output.delta(reason, usage, self._timings(call))
+        return output.delta(reason, call.usage, self._timings(call))
 
     def _timings(self, call: Call) -> Timings:
         now = self._clock()
@@ -385,8 +429,10 @@ class Engine:
         for sequence in call.sequences:
             if sequence.slot is not None and not sequence.generated:  # no logits seen so far
                 self._runner.wipe(sequence.slot, sequence.computed)
+        close(call.account, call.usage)  # before its sequences are let go
         self._scheduler.cancel(call)
         self._mailboxes.pop(call, None)
+        self._hopeful.pop(call, None)
         for sequence in call.sequences:
             self._outputs.pop(sequence, None)
         if shed is not None:
@@ -419,6 +465,8 @@ class Engine:
             self._closing = True
             gone = Unavailable(f"The engine of {self.name} is stopping; retry.", retry_after=1)
             self._posts += [(mailbox, gone) for mailbox in self._mailboxes.values()]
+            for call in self._mailboxes:
+                close(call.account, call.usage)
             self._mailboxes.clear()
         self._post()
 
@@ -432,6 +480,7 @@ class Engine:
             if self._scheduler.idle:
                 assert not self._outputs
                 assert not self._mailboxes
+                assert not self._hopeful
         self._adapters.check_integrity()
 
 

@@ -90,4 +90,5 @@ def merge(first: Delta, second: Delta) -> Delta:
         finish_reason=second.finish_reason,
         usage=second.usage,
         timings=second.timings,
+        place=second.place,  # what was not heard before the output came is old news
     )

@@ -30,13 +30,13 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deployments.config import PriorityClass
-from models.contracts import Priority
+from models.contracts import Place, Priority
 from models.errors import Overloaded
 
 T = TypeVar("T")
@@ -191,6 +191,22 @@ class WaitingQueue(Generic[T]):
                 ahead += min(room.size, steps + (1 if rest or wins_ties else 0))
         return ahead
 
+    def places(self) -> Iterator[tuple[Ticket[T], Place]]:
+        """Everybody, in the order in which they will be served if nobody else comes or leaves.
+
+        The wait is that of the class at its own measured rate. O(waiting) for all of them.
+        """
+        now, waiting = self._clock(), len(self._waiting)
+        walks = [_Walk(room, room.drain.rate(now)) for room in self._rooms.values() if room.size]
+        for position in range(1, waiting + 1):
+            walk = min(walks, key=lambda each: each.tag)  # the first of equals, as ``pop`` takes
+            ticket = next(walk.turns)
+            walk.passed()
+            wait_s = walk.taken / walk.rate if walk.rate else None
+            yield ticket, Place(position=position, waiting=waiting, wait_s=wait_s)
+            if walk.taken == walk.size:
+                walks.remove(walk)
+
     def retry_after(self, priority: Priority) -> float:
         """Seconds in which all that waits in this class now is served, at the measured rate.
 
@@ -294,6 +310,16 @@ class _Room(Generic[T]):
                 ahead += min(len(line), rounds if turn_passed else rounds + 1)
         return ahead
 
+    def turns(self) -> Iterator[Ticket[T]]:
+        """Everybody of this class, in the order of their turns."""
+        round_ = deque(iter(line.values()) for line in self.lines.values())
+        while round_:
+            line = round_.popleft()
+            ticket = next(line, None)
+            if ticket is not None:
+                yield ticket
+                round_.append(line)
+
     def check_integrity(self) -> None:
         assert self.size == sum(len(line) for line in self.lines.values())
         assert self.size <= self.limits.capacity
@@ -303,6 +329,21 @@ class _Room(Generic[T]):
             assert numbers == sorted(numbers)
             for number, ticket in line.items():
                 assert (ticket.number, ticket.tenant) == (number, tenant)
+
+
+class _Walk(Generic[T]):
+    """A class on the way through everybody's turns."""
+
+    __slots__ = ("rate", "size", "stride", "tag", "taken", "turns")
+
+    def __init__(self, room: _Room[T], rate: float | None) -> None:
+        self.tag, self.stride, self.size, self.rate = room.tag, room.stride, room.size, rate
+        self.taken = 0
+        self.turns = room.turns()
+
+    def passed(self) -> None:
+        self.tag += self.stride
+        self.taken += 1
 
 
 class _Drain:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deployments.engines.queue import Ticket
-from models.contracts import FinishReason, GenerateRequest
+from models.contracts import FinishReason, GenerateRequest, Usage
 
 if TYPE_CHECKING:
     from deployments.engines.adapters import Adapter
@@ -31,6 +32,17 @@ class Call:
     started: float | None = None
     first_token: float | None = None
     cached_tokens: int = 0
+    account: Future[Usage] | None = None
+    """Of a request that is to be billed: what was done for it, once it is over."""
+
+    @property
+    def usage(self) -> Usage:
+        """So far. A prompt that was begun counts as a whole."""
+        return Usage(
+            prompt_tokens=0 if self.started is None else len(self.prompt),
+            completion_tokens=sum(sequence.generated for sequence in self.sequences),
+            cached_tokens=self.cached_tokens,
+        )
 
     @property
     def done(self) -> bool:

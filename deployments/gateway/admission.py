@@ -21,12 +21,29 @@ async def admit(services: Services, exchange: Exchange, work: Work) -> Admission
     if services.meter is None or exchange.principal is None:
         return None
     try:
-        admission = await services.meter.admit(exchange.principal, exchange.model, work)
+        async with exchange.patience.waiting("the counters"):
+            admission = await services.meter.admit(exchange.principal, exchange.model, work)
     except QuotaExceeded as error:
         exchange.levels = error.levels
         raise
     exchange.levels = admission.levels
     return admission
+
+
+async def extend(
+    services: Services, exchange: Exchange, admission: Admission, prompt_tokens: int
+) -> Admission:
+    """Reserve so many more for the prompt. Raises as ``admit`` does."""
+    assert services.meter is not None
+    assert exchange.principal is not None
+    try:
+        async with exchange.patience.waiting("the counters"):
+            extended = await services.meter.extend(exchange.principal, admission, prompt_tokens)
+    except QuotaExceeded as error:
+        exchange.levels = error.levels
+        raise
+    exchange.levels = extended.levels
+    return extended
 
 
 @asynccontextmanager
@@ -46,7 +63,12 @@ async def metered(services: Services, exchange: Exchange, work: Work) -> AsyncIt
     finally:
         if services.meter is not None and admission is not None:
             spent = used(
-                admission.reserved, usage=exchange.usage, seen=0, streamed=False, refused=refused
+                admission.reserved,
+                usage=exchange.usage,
+                remembered=exchange.remembered,
+                seen=0,
+                streamed=False,
+                refused=refused,
             )
             if not exchange.worked:
                 spent = Work()

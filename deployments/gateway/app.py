@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeAlias
 
@@ -60,10 +61,18 @@ def create_app(services: Services) -> ASGIApp:
         [*operations, openapi_operation(operations), infer_socket.route(services)],
         default=unmatched,
         redirect_slashes=False,
+        lifespan=partial(lifespan, services),
     )
     for policy in reversed(policies(services, operations)):
         app = policy(app)
     return app
+
+
+@asynccontextmanager
+async def lifespan(services: Services, _: object) -> AsyncIterator[None]:
+    yield
+    if services.close is not None:
+        await services.close()
 
 
 def routes(services: Services) -> list[Operation]:

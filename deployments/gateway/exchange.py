@@ -16,9 +16,10 @@ from deployments.observability.events import RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
 from deployments.tenants.sight import EVERYTHING, Sight
-from models.contracts import NO_USAGE, Delta, Priority, Timings, Usage
+from models.contracts import NO_USAGE, Delta, Priority, Timings, Usage, sum_of
 from models.errors import PlatformError, Unauthorized
 from state.counters import Level
+from state.patience import Patience
 
 UNMATCHED = "(unmatched)"
 CLIENT_GONE = 499
@@ -45,6 +46,8 @@ class Exchange:
     cost: int = 0
     """Millionths of the currency."""
     deadline: float | None = None
+    patience: Patience = field(default_factory=Patience)
+    """With the state that has to be asked before any work begins."""
     status: int | None = None
     """``None`` until the answer has begun."""
     answered: bool = False
@@ -125,9 +128,9 @@ class Exchange:
         says where the time went.
         """
         if (usage := last.usage) is not None:
-            self.usage = usage if self.usage is None else _sum(self.usage, usage)
+            self.usage = usage if self.usage is None else sum_of([self.usage, usage])
             if last.timings is None:  # nobody has computed it for this request
-                self.remembered = _sum(self.remembered, usage)
+                self.remembered = sum_of([self.remembered, usage])
         if (timings := last.timings) is not None and (
             self.timings is None or timings.total_s > self.timings.total_s
         ):
@@ -144,7 +147,8 @@ class Exchange:
         """Take upon this request all that ``work`` used. One of those that waited does."""
         self.label(work)
         self.choices, self.usage, self.timings = work.choices, work.usage, work.timings
-        self.cost = work.cost
+        self.cost, self.remembered = work.cost, work.remembered
+        self.calls, self.outcomes = work.calls, work.outcomes
 
     def finished(self, at: float) -> RequestFinished:
         """The event that closes the exchange."""
@@ -163,19 +167,13 @@ class Exchange:
             adapter=self.adapter,
             cost=self.cost,
             worked=self.worked,
+            outcome=self.outcome,
+            remembered=self.remembered,
             ttft_s=None if self.first_output is None else self.first_output - self.arrived,
             choices=self.choices,
             usage=self.usage,
             timings=self.timings,
         )
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
-        completion_tokens=one.completion_tokens + other.completion_tokens,
-        cached_tokens=one.cached_tokens + other.cached_tokens,
-    )
 
 
 def exchange_of(scope: Scope) -> Exchange:

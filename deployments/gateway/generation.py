@@ -14,25 +14,30 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from secrets import token_hex
 from typing import Self, cast
 
-from deployments.gateway.admission import admit, was_refused
+from deployments.gateway.admission import admit, extend, was_refused
 from deployments.gateway.exchange import Exchange
-from deployments.gateway.metering import bound, used
+from deployments.gateway.metering import bound, prompt_tokens, used
 from deployments.gateway.remembering import remembering_generator
 from deployments.gateway.services import Services
 from deployments.tenants.meter import Admission, Work
 from models.contracts import (
+    NO_USAGE,
+    Accountable,
     Delta,
     FinishReason,
     GenerateRequest,
+    Place,
     Priority,
     Prompt,
     Sampling,
     TokenLogprob,
     Usage,
+    sum_of,
 )
-from models.errors import InvalidInput, UpstreamError
+from models.errors import InvalidInput, Underestimated, UpstreamError
 
 MOST_TOKENS = 8192
 """That an answer may have where neither the request nor the model's entry says."""
@@ -74,6 +79,7 @@ class Generation:
         n: int = 1,
         stream: bool,
         priority: Priority,
+        tell_place: bool = False,
     ) -> None:
         self._generator = remembering_generator(services, exchange, model)
         self._services = services
@@ -102,9 +108,15 @@ class Generation:
                 tenant=exchange.tenant,
                 priority=priority,
                 timeout_s=left_s,
+                tell_place=tell_place and number == len(prompts) - 1,  # the last to be served
             )
             for number, prompt in enumerate(prompts)
         ]
+        self._tell_place = tell_place
+        self._place: Place | None = None
+        self._extending = asyncio.Lock()
+        self._open: dict[int, GenerateRequest] = {}
+        """Calls that were made and have not come to their end, by the number of their prompt."""
         self._stream = stream
         self._admission: Admission | None = None
         self._seen = 0
@@ -129,41 +141,68 @@ class Generation:
             context=self._context,
         )
         self._admission = await admit(self._services, self._exchange, work)
+        if self._admission is not None:
+            requests = [self._billed(request) for request in requests]
         self._pumps = [
-            asyncio.create_task(self._pump(request, number * request.n))
+            asyncio.create_task(self._pump(number, request))
             for number, request in enumerate(requests)
         ]
         return self
+
+    def _billed(self, request: GenerateRequest) -> GenerateRequest:
+        """One whose engine keeps to what was reserved, and can be asked what it has done."""
+        most = prompt_tokens(request.prompt, context=self._context)
+        return replace(request, max_prompt_tokens=most, receipt=token_hex(12))
 
     async def __aexit__(self, *_: object) -> None:
         running = [pump for pump in self._pumps if not pump.done()]
         for pump in running:
             pump.cancel()
+        told: Usage | None = None
         try:
             if running:
                 await asyncio.wait(running)
+            told = await self._told()
         finally:
-            self._settle()
+            self._settle(told)
 
-    def _settle(self) -> None:
-        """Pay for what was used, whatever has ended the request."""
+    async def _told(self) -> Usage | None:
+        """What was used of a request that came to an early end; ``None``: nobody can tell."""
+        never_begun = was_refused(self._error) and not self._seen
+        if self._admission is None or not self._unfinished or never_begun:
+            return None
+        if not isinstance(self._generator, Accountable):
+            return None
+        told = await asyncio.gather(*map(self._generator.spent, self._open.values()))
+        known = [usage for usage in told if usage is not None]
+        if len(known) < len(told):
+            return None
+        return sum_of([*known, self._exchange.usage or NO_USAGE])
+
+    def _settle(self, told: Usage | None) -> None:
+        """Pay for what was used, whatever has ended the request.
+
+        Args:
+            told: by the engines, where they had to be asked.
+        """
         meter, admission = self._services.meter, self._admission
         if meter is None or admission is None:
             return
         complete = not self._unfinished
         spent = used(
             admission.reserved if self._exchange.worked else Work(),
-            usage=self._exchange.usage if complete else None,
+            usage=self._exchange.usage if complete else told,
             remembered=self._exchange.remembered,
             seen=self._seen if self._exchange.worked else 0,
             streamed=self._stream,
             refused=was_refused(self._error),
         )
         self._exchange.cost = meter.settle(admission, spent)
-        if not complete and spent.tokens:  # the engine has told nothing, or not all
-            self._exchange.usage = Usage(
+        if not complete and spent.tokens:
+            paid = Usage(
                 prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens
             )
+            self._exchange.usage = told or sum_of([paid, self._exchange.remembered])
 
     async def ready(self) -> list[Delta] | None:
         """All deltas that are there, waiting for the first; ``None`` when all is said.
@@ -173,7 +212,8 @@ class Generation:
         Raises:
             PlatformError: what a generator raised, after what it yielded before.
         """
-        if not self._ready and self._running and self._error is None:
+        said = self._ready or self._place is not None
+        if not said and self._running and self._error is None:
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         if self._ready:
@@ -192,24 +232,66 @@ class Generation:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    async def _pump(self, request: GenerateRequest, first_choice: int) -> None:
+    def place(self) -> Place | None:
+        """Where the request stands, if that has changed since it was asked for last."""
+        place, self._place = self._place, None
+        return place
+
+    async def _pump(self, number: int, request: GenerateRequest) -> None:
         try:
-            # The contract cancels by closing, so what generates can be closed.
-            source = cast("AsyncGenerator[Delta]", self._generator.generate(request))
-            async with aclosing(source) as deltas:
-                async for delta in deltas:
-                    self._seen += len(delta.token_ids)
-                    if delta.finish_reason is not None:
-                        self._unfinished -= 1
-                        self._exchange.account(delta)
-                    if first_choice:
-                        delta = replace(delta, index=first_choice + delta.index)
-                    self._tell(delta)
+            try:
+                await self._take(number, request)
+            except Underestimated as error:  # and nothing was begun
+                self._open.pop(number, None)
+                await self._take(number, await self._extended(request, error))
         except Exception as error:
             self._error = self._error or error
         finally:
             self._running -= 1
             self.nudge()
+
+    async def _take(self, number: int, request: GenerateRequest) -> None:
+        first_choice = number * request.n
+        self._open[number] = request
+        # The contract cancels by closing, so what generates can be closed.
+        source = cast("AsyncGenerator[Delta]", self._generator.generate(request))
+        async with aclosing(source) as deltas:
+            async for delta in deltas:
+                if delta.place is not None:
+                    if self._tell_place:  # who joins another's call hears of its place, too
+                        self._place = delta.place
+                        self.nudge()
+                    continue
+                self._seen += len(delta.token_ids)
+                if delta.finish_reason is not None:
+                    self._unfinished -= 1
+                    self._exchange.account(delta)
+                if delta.usage is not None:
+                    self._open.pop(number, None)
+                if first_choice:
+                    delta = replace(delta, index=first_choice + delta.index)
+                self._tell(delta)
+
+    async def _extended(self, request: GenerateRequest, error: Underestimated) -> GenerateRequest:
+        """The same call, once its true number of tokens is reserved.
+
+        Raises:
+            QuotaExceeded, StateUnavailable: it cannot be.
+            Underestimated: nothing was reserved, or the engine changes its mind.
+        """
+        needed = error.details.get("prompt_tokens")
+        if self._admission is None or request.max_prompt_tokens is None:
+            raise error
+        if not isinstance(needed, int) or needed <= request.max_prompt_tokens:
+            raise error
+        async with self._extending:
+            self._admission = await extend(
+                self._services,
+                self._exchange,
+                self._admission,
+                needed - request.max_prompt_tokens,
+            )
+        return replace(request, max_prompt_tokens=needed, receipt=token_hex(12))
 
     def _tell(self, delta: Delta) -> None:
         """Raises InvalidInput: a guardrail ends the answer here."""

@@ -2,7 +2,10 @@
 
 The gateway has no tokenizer. A byte-level vocabulary makes at most one token of a byte, so the
 bytes of a prompt bound its tokens, and a chat template adds some of its own. What is reserved
-too much is given back as soon as the engine has told.
+too much is given back as soon as the engine has told. Should a prompt have more tokens all
+the same, because a template adds more or a tokenizer takes a character apart, its engine does
+not begin with it: it says how many there are, and they are reserved first
+(``models.errors.Underestimated``).
 """
 
 from __future__ import annotations
@@ -27,9 +30,15 @@ def bound(prompts: Sequence[Prompt], *, n: int, max_tokens: int, context: int | 
     """
     most = math.inf if context is None else context
     return Work(
-        prompt_tokens=sum(int(min(most, prompt_bound(prompt))) for prompt in prompts),
+        prompt_tokens=sum(prompt_tokens(prompt, context=context) for prompt in prompts),
         completion_tokens=len(prompts) * n * int(min(most, max_tokens)),
     )
+
+
+def prompt_tokens(prompt: Prompt, *, context: int | None) -> int:
+    """What is reserved for it."""
+    found = prompt_bound(prompt)
+    return found if context is None else min(context, found)
 
 
 def prompt_bound(prompt: Prompt) -> int:

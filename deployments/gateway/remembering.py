@@ -7,6 +7,7 @@ from functools import partial
 from deployments.caching.embedder import CachingEmbedder
 from deployments.caching.generator import CachingGenerator
 from deployments.caching.identity import with_adapter
+from deployments.caching.reuse import Outcome
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.services import (
     CHAMPION,
@@ -40,6 +41,7 @@ def remembering_generator(services: Services, exchange: Exchange, name: str) -> 
         wish=exchange.wish,
         version=partial(version_of, services, served),
         told=exchange.outcomes.append,
+        revised=partial(_revise, exchange.outcomes),
     )
 
 
@@ -57,6 +59,11 @@ def remembering_embedder(services: Services, exchange: Exchange, name: str) -> E
         version=served.identity,
         told=exchange.outcomes.append,
     )
+
+
+def _revise(outcomes: list[Outcome], was: Outcome, now: Outcome | None) -> None:
+    at = outcomes.index(was)
+    outcomes[at : at + 1] = [] if now is None else [now]
 
 
 async def version_of(

@@ -49,6 +49,8 @@ class EmbedResult:
     """Read of each input, in order."""
     answered_by: str | None = None
     """As of ``models.contracts.Delta``."""
+    remembered_tokens: int = 0
+    """Of ``tokens``, those that nobody read for this call."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -203,6 +205,8 @@ class Services:
     """Of webhooks; ``None``: a gateway without a database."""
     cache: ResponseCache | None = None
     """``None``: every answer is computed."""
+    close: Callable[[], Awaitable[None]] | None = None
+    """Called when the gateway stops, after its last answer: for what is not written yet."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
     clock: Callable[[], float] = time.monotonic

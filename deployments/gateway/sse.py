@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from models.contracts import Place
+
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 SSE_COMMENT = b": keep-alive\n\n"
@@ -23,6 +25,12 @@ def one_line(json: bytes) -> bytes:
     if json.isascii():
         return json
     return UNICODE_LINE_BREAK.sub(lambda found: ESCAPES[found.group()], json)
+
+
+def sse_place(place: Place) -> bytes:
+    """A comment, which a client that knows nothing of it does not see."""
+    wait = "" if place.wait_s is None else f" wait={place.wait_s:.1f}s"
+    return f": queue position={place.position} of={place.waiting}{wait}\n\n".encode()
 
 
 def sse_event(data: bytes, event: bytes | None = None) -> bytes:

@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.generation import Generation
 from deployments.gateway.heartbeat import Heartbeat
 from deployments.gateway.services import Services
-from models.contracts import Delta
-from models.errors import PlatformError
+from models.contracts import Delta, Place
+from models.errors import InvalidInput, PlatformError
+
+POSITION = "X-Queue-Position"
+POSITION_DOC = {
+    POSITION: "`stream`: while a streamed request waits, tell its place in the queue, at most once"
+    " a second: as a comment of the event stream, or as an event of NDJSON. The answer then begins"
+    " with status 200 before the model does, and what goes wrong later is an event."
+}
+"""Of a route's documentation."""
+
+
+def wants_place(headers: Headers) -> bool:
+    """Raises InvalidInput: the header says what it cannot."""
+    said = headers.get(POSITION)
+    if said not in (None, "stream"):
+        raise InvalidInput(f"{POSITION} is {said!r:.80}; expected stream.", param=POSITION)
+    return said is not None
 
 
 class Encoder(Protocol):
@@ -20,6 +37,8 @@ class Encoder(Protocol):
 
     media_type: str
     keepalive: bytes
+
+    def place(self, place: Place) -> bytes: ...
 
     def deltas(self, deltas: Sequence[Delta]) -> bytes: ...
 
@@ -32,7 +51,8 @@ class StreamedResponse:
     """An ASGI response.
 
     The header waits for the first output, so that a request the engine refuses is answered
-    by a real 4xx; but no longer than ``sse_keepalive_s``, or proxies would give up on us. An
+    by a real 4xx; but no longer than ``sse_keepalive_s``, or proxies would give up on us, nor
+    than it takes to learn the place in the queue, for a client that has asked for it. An
     error is raised on to the failure policy, which knows from ``exchange.failure_frame``
     how to say it in mid-stream.
     """
@@ -58,7 +78,12 @@ class StreamedResponse:
                     heartbeat.touch()
                     if deltas and exchange.first_output is None:
                         exchange.first_output = self._clock()
-                    body = encoder.deltas(deltas) if deltas else encoder.keepalive
+                    if deltas:
+                        body = encoder.deltas(deltas)
+                    elif (place := generation.place()) is not None:
+                        body = encoder.place(place)
+                    else:
+                        body = encoder.keepalive
                     if not body:
                         continue
                     if exchange.status is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from deployments.caching.reuse import Outcome
-from models.contracts import Priority, Timings, Usage
+from models.contracts import NO_USAGE, Priority, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,10 @@ class RequestFinished:
     """Millionths of the currency."""
     worked: bool = True
     """False: all of the answer was remembered, or computed for another request."""
+    outcome: Outcome | None = None
+    """What the cache did for it; ``None``: it had nothing to do."""
+    remembered: Usage = NO_USAGE
+    """The part of ``usage`` that nobody computed for this request."""
     ttft_s: float | None = None
     """Arrival at the gateway to the first output byte."""
     choices: int = 1

@@ -28,6 +28,7 @@ from models.errors import Conflict
 from state import tables
 from state.database import Database, LazyDatabase
 from state.errors import StateError, StateUnavailable
+from state.patience import REQUEST_S
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ HEADER = "Idempotency-Key"
 LEASE_S = 30.0
 """What a crashed gateway leaves behind is locked for this long at most. The clocks of all
 gateways must agree far better than that."""
-PATIENCE_S = 0.9
+PATIENCE_S = REQUEST_S
 """How long the database may take to answer."""
 
 

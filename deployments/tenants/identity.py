@@ -21,6 +21,7 @@ from deployments.tenants.keys import Peppers, id_of
 from deployments.tenants.principal import Principal, granted
 from models.errors import Forbidden, Unauthorized
 from state.errors import StateUnavailable
+from state.patience import REQUEST_S
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ FRESH_S = 0.8
 """How old an answer of the directory may be."""
 RENEW_S = 0.4
 """From this age on it is asked again, while the old answer still holds."""
-PATIENCE_S = 0.9
+PATIENCE_S = REQUEST_S
 """How long it may take to answer."""
 REMEMBERED = 10_000
 """Credentials, right and wrong; the one unused for longest is forgotten first."""

@@ -3,7 +3,11 @@
 A gateway writes rows in batches, beside its requests. Each has a name of its own, so a batch
 whose answer was lost may be written again. While the database is out of reach rows wait; when
 too many wait, or for too long, ``check`` raises, and nothing more is let in: work that nobody
-could bill is not done.
+could bill is not done. A row that the database will never take is told to the log and left
+out, or it would keep all others waiting.
+
+What came out of the cache, or was computed for another request, has a row, too: with the
+tokens in a column of their own, since they are not paid for.
 """
 
 from __future__ import annotations
@@ -19,21 +23,34 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from deployments.caching.reuse import Outcome
 from deployments.observability.events import Event, RequestFinished
+from models.contracts import NO_USAGE
 from state import tables
 from state.database import Database, LazyDatabase
 from state.errors import StateUnavailable
+from state.patience import promptly
 
 logger = logging.getLogger(__name__)
 
 _USAGE = tables.usage
 
+REMEMBERED = (Outcome.HIT, Outcome.JOIN)
+COMPUTED = "computed"
+"""What a row says that is neither of these."""
+MOST_TEXT = 1000
+"""Characters, of a column that has no limit of its own."""
 FLUSH_S = 0.5
 BATCH_ROWS = 500
 MOST_WAITING = 50_000
 """Rows that may wait for the database."""
 LONGEST_WAIT_S = 30.0
+WRITE_S = 10.0
+"""How long a batch may take until it is tried again, on another connection."""
+CLOSE_S = 2.0
+"""How long a gateway that is stopped may spend on what it has not written yet."""
 
 
 @dataclass(slots=True)
@@ -52,10 +69,11 @@ class Ledger:
     _since: float | None = None
     """When the oldest row that waits began to."""
     _writing: asyncio.Task[None] | None = None
+    _flushing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __call__(self, event: Event) -> None:
         """Note finished work; all else is none of our business."""
-        if isinstance(event, RequestFinished) and is_work(event):
+        if isinstance(event, RequestFinished) and is_told(event):
             if self._since is None:
                 self._since = self.clock()
             self._waiting.append(row(event, self.now()))
@@ -70,35 +88,67 @@ class Ledger:
 
     async def flush(self) -> None:
         """Write what waits now. Raises StateUnavailable; then it still waits."""
-        while self._waiting:
-            batch = self._waiting[:BATCH_ROWS]
-            async with self.database.write() as c:
-                # Not `executemany`: a batch is one statement, and one round trip.
-                insert = postgresql.insert if c.dialect.name == "postgresql" else sqlite.insert
-                await c.execute(insert(_USAGE).values(batch).on_conflict_do_nothing())
-            del self._waiting[: len(batch)]
-            self._since = self.clock() if self._waiting else None
+        async with self._flushing:
+            while self._waiting:
+                batch = self._waiting[:BATCH_ROWS]
+                await promptly(self._insert(batch), within_s=WRITE_S, what="the database")
+                del self._waiting[: len(batch)]
+                self._since = self.clock() if self._waiting else None
+
+    async def close(self) -> None:
+        """Write what waits, if that can be done at once."""
+        if self._writing is not None:
+            self._writing.cancel()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.flush()
+        except (TimeoutError, StateUnavailable) as error:
+            for lost in self._waiting:
+                logger.error("usage that was not written: %s", lost)
+            logger.error("%d rows of usage are lost: %s", len(self._waiting), error)
 
     async def _write_all(self) -> None:
         """Until nothing waits."""
+        complaint = ""
         while self._waiting:
             await asyncio.sleep(FLUSH_S)
             try:
                 await self.flush()
-            except StateUnavailable as error:
-                logger.warning("%d rows of usage wait: %s", len(self._waiting), error)
+            except Exception as error:  # whatever it is: nobody else would ever write them
+                if (said := f"{type(error).__name__}: {error}") != complaint:
+                    logger.warning("%d rows of usage wait: %s", len(self._waiting), said)
+                complaint = said
+
+    async def _insert(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Those that can be written; what never can be is told to the log."""
+        try:
+            async with self.database.write() as c:
+                # Not `executemany`: a batch is one statement, and one round trip.
+                insert = postgresql.insert if c.dialect.name == "postgresql" else sqlite.insert
+                await c.execute(insert(_USAGE).values(batch).on_conflict_do_nothing())
+        except DBAPIError as error:
+            if not _is_about_rows(error):
+                raise
+            if len(batch) == 1:
+                logger.error("usage that cannot be written: %s: %s", error.orig, batch[0])
+                return
+            half = len(batch) // 2
+            await self._insert(batch[:half])
+            await self._insert(batch[half:])
 
 
-def is_work(event: RequestFinished) -> bool:
-    """Whether a model has done something for it, even if it failed afterwards."""
+def is_told(event: RequestFinished) -> bool:
+    """Whether a model has done something for it, even if it failed afterwards; or had done so
+    before, and the answer was there.
+    """
     used = event.usage is not None or event.cost > 0
-    return event.model is not None and event.worked and used
+    return event.model is not None and used
 
 
 def row(event: RequestFinished, now: float) -> dict[str, Any]:
     at = datetime.fromtimestamp(now, UTC)
-    usage, timings = event.usage, event.timings
-    return {
+    usage, timings, remembered = event.usage or NO_USAGE, event.timings, event.remembered
+    told = {
         "entry": token_hex(16),
         "at": at,
         "day": f"{at:%Y-%m-%d}",
@@ -110,14 +160,34 @@ def row(event: RequestFinished, now: float) -> dict[str, Any]:
         "adapter": event.adapter,
         "status": event.status,
         "code": event.code,
-        "prompt_tokens": usage.prompt_tokens if usage else 0,
-        "completion_tokens": usage.completion_tokens if usage else 0,
-        "cached_tokens": usage.cached_tokens if usage else 0,
+        "outcome": event.outcome if event.outcome in REMEMBERED else COMPUTED,
+        "prompt_tokens": usage.prompt_tokens - remembered.prompt_tokens,
+        "completion_tokens": usage.completion_tokens - remembered.completion_tokens,
+        "cached_tokens": usage.cached_tokens - remembered.cached_tokens,
+        "remembered_tokens": remembered.prompt_tokens + remembered.completion_tokens,
         "queue_ms": round(timings.queue_s * 1000) if timings else 0,
         "prefill_ms": round(timings.prefill_s * 1000) if timings else 0,
         "decode_ms": round(timings.decode_s * 1000) if timings else 0,
         "cost": event.cost,
     }
+    return {name: _fitting(name, value) for name, value in told.items()}
+
+
+def _fitting(name: str, value: Any) -> Any:
+    """As the column takes it. What a client may have written must not keep a row from being."""
+    if not isinstance(value, str):
+        return value
+    length = getattr(_USAGE.c[name].type, "length", None) or MOST_TEXT
+    text = value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return text[:length]
+
+
+def _is_about_rows(error: DBAPIError) -> bool:
+    """Whether it is what was to be written that is wrong, not the database or its tables."""
+    if isinstance(error, DataError | IntegrityError):
+        return True
+    state = getattr(error.orig, "sqlstate", None)  # classes: data exception, constraint violation
+    return isinstance(state, str) and state.startswith(("22", "23"))
 
 
 class By(StrEnum):
@@ -131,6 +201,10 @@ class By(StrEnum):
 SUMS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cost")
 
 
+def _sum(name: str) -> sa.Label[int]:
+    return sa.cast(sa.func.sum(_USAGE.c[name]), sa.BigInteger).label(name)
+
+
 async def report(
     database: Database | LazyDatabase,
     *,
@@ -140,6 +214,9 @@ async def report(
     until: str | None = None,
 ) -> Sequence[Mapping[str, Any]]:
     """Requests, tokens and cost, summed, in order of ``by``.
+
+    ``requests`` are all of them; ``remembered_requests`` those that nobody computed anything
+    for, and ``remembered_tokens`` what was not paid for, in none of the other sums.
 
     Args:
         since, until: days, as ``2026-11-25``, both included.
@@ -151,7 +228,11 @@ async def report(
     wanted = sa.select(
         *columns,
         sa.func.count().label("requests"),
-        *(sa.cast(sa.func.sum(_USAGE.c[name]), sa.BigInteger).label(name) for name in SUMS),
+        *(_sum(name) for name in SUMS),
+        sa.func.count()
+        .filter(_USAGE.c.outcome.in_([str(each) for each in REMEMBERED]))
+        .label("remembered_requests"),
+        _sum("remembered_tokens"),
     )
     if tenant is not None:
         wanted = wanted.where(_USAGE.c.tenant == tenant)

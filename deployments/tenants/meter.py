@@ -1,6 +1,7 @@
 """Quotas that hold: what a request may need is reserved before the work, and settled after it.
 
     admit ── all limits of the tenant, in one step, or RateLimited ──► Admission
+    extend ── what it turns out to need besides, before it begins ──► Admission
     settle ── with what was really used, however the request ended
 
 A gateway that dies settles nothing: its leases expire, and what they held stays used, for
@@ -13,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
 from deployments.config import PlanConfig, PriceConfig
@@ -25,14 +26,19 @@ from deployments.tenants.principal import Principal
 from models.errors import Forbidden, RateLimited
 from state.counters import Counters, Demand, Level, Limit, Strategy
 from state.errors import StateUnavailable
+from state.patience import REQUEST_S
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 30.0
 """How long a running request holds its place if its gateway dies."""
-PATIENCE_S = 0.9
+PATIENCE_S = REQUEST_S
 """How long the counters may take to answer."""
-SETTLE_ATTEMPTS = 5
+SETTLE_PAUSES_S = (0.2, 2.0)
+"""Between attempts to settle while the counters are out of reach, at first and later."""
+LOOKS_S = (2.0, 8.0)
+"""When to look again for a lease whose making was never answered: what was sent to a server that
+hung is carried out when it goes on, after it was settled for the first time."""
 ALERTS = (0.5, 0.8, 1.0)
 """Shares of a budget that are told of when they are reached."""
 
@@ -89,6 +95,8 @@ class Admission:
     counted: bool
     """False for a tenant without limits: there is nothing to settle."""
     levels: tuple[Level, ...] = ()
+    parts: tuple[Admission, ...] = ()
+    """What was reserved besides, for a longer prompt; ``reserved`` is all of it."""
 
 
 def amounts(work: Work, price: PriceConfig | None) -> dict[LimitName, int]:
@@ -107,6 +115,7 @@ class Meter:
         plans: by name.
         prices: by model; one that is not named costs nothing.
         lease_s: see ``LEASE_S``.
+        looks_s: see ``LOOKS_S``.
     """
 
     counters: Counters
@@ -117,6 +126,7 @@ class Meter:
     check: Callable[[], None] = lambda: None
     """Raises StateUnavailable while what is used cannot be written down."""
     lease_s: float = LEASE_S
+    looks_s: Sequence[float] = LOOKS_S
     _running: dict[str, str] = field(default_factory=dict)
     """Lease → tenant."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -132,9 +142,44 @@ class Meter:
             Forbidden: the tenant's plan is no longer configured.
             StateUnavailable: the counters do not answer in time; nothing is let in unmetered.
         """
+        self.check()  # of everybody: who has no limits is to pay all the same
         price = self.prices.get(model) if model is not None else None
+        return await self._reserve(principal, work, price, self._limits(principal))
+
+    async def extend(
+        self, principal: Principal, admission: Admission, prompt_tokens: int
+    ) -> Admission:
+        """Reserve so many more for the prompt of a request that was let in. It stays one request.
+
+        Raises:
+            RateLimited, Forbidden, StateUnavailable: as ``admit``; what was reserved before is
+                still to be settled.
+        """
+        more = Work(prompt_tokens=prompt_tokens)
+        limited = {
+            name: limit
+            for name, limit in self._limits(principal).items()
+            if name in TOKENS or name is LimitName.BUDGET_PER_MONTH
+        }
+        part = await self._reserve(principal, more, admission.price, limited)
+        now = {level.name: level for level in part.levels}
+        return replace(
+            admission,
+            reserved=replace(
+                admission.reserved, prompt_tokens=admission.reserved.prompt_tokens + prompt_tokens
+            ),
+            levels=tuple(now.get(level.name, level) for level in admission.levels),
+            parts=(*admission.parts, part),
+        )
+
+    async def _reserve(
+        self,
+        principal: Principal,
+        work: Work,
+        price: PriceConfig | None,
+        limited: Mapping[LimitName, Limit],
+    ) -> Admission:
         lease = token_hex(12)
-        limited = self._limits(principal)
         admission = Admission(
             tenant=principal.tenant,
             lease=lease,
@@ -144,7 +189,6 @@ class Meter:
         )
         if not limited:
             return admission
-        self.check()
         takes = amounts(work, price)
         demands = [Demand(limit=limit, amount=takes[name]) for name, limit in limited.items()]
         # Before the answer is there: a lease whose answer is lost may have been made.
@@ -155,7 +199,7 @@ class Meter:
                     principal.tenant, lease, demands, ttl_s=self.lease_s
                 )
         except BaseException as error:
-            self._release(admission, Work())
+            self._release(admission, Work(), unsure=True)
             if isinstance(error, TimeoutError):
                 raise StateUnavailable("the counters did not answer in time") from None
             raise
@@ -164,19 +208,18 @@ class Meter:
             raise self._refusal(principal, demands, told.levels)
         self._renew()
         self._watch_budget(principal.tenant, told.levels)
-        return Admission(
-            tenant=principal.tenant,
-            lease=lease,
-            reserved=work,
-            price=price,
-            counted=True,
-            levels=told.levels,
-        )
+        return replace(admission, levels=told.levels)
 
     def settle(self, admission: Admission, used: Work) -> int:
         """End it, beside whatever else goes on. Returns what it cost, in millionths."""
+        left = used.prompt_tokens
+        for part in admission.parts:
+            share = min(left, part.reserved.prompt_tokens)
+            left -= share
+            if part.counted:
+                self._release(part, Work(prompt_tokens=share))
         if admission.counted:
-            self._release(admission, used)
+            self._release(admission, replace(used, prompt_tokens=left))
         return cost(admission.price, used)
 
     async def levels(self, principal: Principal) -> tuple[Level, ...]:
@@ -242,25 +285,35 @@ class Meter:
             retry_after=None if level.retry_ms is None else wait_ms / 1000,
         )
 
-    def _release(self, admission: Admission, used: Work) -> None:
-        task = asyncio.create_task(self._settle(admission, used))
+    def _release(self, admission: Admission, used: Work, *, unsure: bool = False) -> None:
+        """Settle it. ``unsure``: whether it was ever made."""
+        task = asyncio.create_task(self._settle(admission, used, unsure=unsure))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self, admission: Admission, used: Work) -> None:
+    async def _settle(self, admission: Admission, used: Work, *, unsure: bool) -> None:
         takes = amounts(used, admission.price)
         named = {str(name): takes[name] for name in (*TOKENS, LimitName.BUDGET_PER_MONTH)}
-        for attempt in range(SETTLE_ATTEMPTS):
-            try:
-                await self.counters.settle(admission.tenant, admission.lease, named)
+        for pause_s in (0.0, *(self.looks_s if unsure else ())):
+            await asyncio.sleep(pause_s)
+            if await self._settled(admission, named):
                 break
-            except StateUnavailable as error:
-                if attempt == SETTLE_ATTEMPTS - 1:
-                    logger.error("lease %s stays as it was reserved: %s", admission.lease, error)
-                    break
-                await asyncio.sleep(0.2 * 2**attempt)
         # Only now: until it is settled it is held, however long that takes.
         self._running.pop(admission.lease, None)
+
+    async def _settled(self, admission: Admission, named: Mapping[str, int]) -> bool:
+        """Whether there was such a lease; trying for as long as there may be one."""
+        loop = asyncio.get_running_loop()
+        give_up, pause_s = loop.time() + self.lease_s, SETTLE_PAUSES_S[0]
+        while True:
+            try:
+                return await self.counters.settle(admission.tenant, admission.lease, named)
+            except StateUnavailable as error:
+                if loop.time() >= give_up:
+                    logger.error("lease %s stays as it was reserved: %s", admission.lease, error)
+                    return True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, SETTLE_PAUSES_S[1])
 
     def _renew(self) -> None:
         """See to it that what runs for long keeps its lease."""

@@ -54,7 +54,7 @@ class OidcAuthenticator:
         self._tenants: Fresh[Tenant | None] = Fresh(self._tenant, clock=clock)
         self._keys: dict[str, jwt.PyJWK] = {}
         self._asked: float | None = None
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[Exception | None] | None = None
 
     async def principal(self, credential: str) -> Principal:
         claims = await self._claims(credential)
@@ -114,26 +114,36 @@ class OidcAuthenticator:
 
     async def _key(self, id_: object) -> jwt.PyJWK:
         """Raises Unauthorized: the issuer has no such key; StateUnavailable: it is out of reach."""
-        async with self._asking:
-            age = None if self._asked is None else self._clock() - self._asked
-            unknown = id_ not in self._keys
-            if age is None or age >= KEYS_FRESH_S or (unknown and age >= ASK_AGAIN_S):
-                self._asked = self._clock()
-                try:
-                    self._keys = await self._fetch()
-                except (httpx.HTTPError, ValueError, KeyError, jwt.PyJWTError) as error:
-                    if id_ not in self._keys:
-                        self._asked = None
-                        raise StateUnavailable(
-                            f"the keys of {self._config.issuer} cannot be had: {error!r:.200}"
-                        ) from None
-                    logger.warning(
-                        "the keys of %s stay as they were: %r", self._config.issuer, error
-                    )
+        age = None if self._asked is None else self._clock() - self._asked
+        unknown = id_ not in self._keys
+        if age is None or age >= KEYS_FRESH_S or (unknown and age >= ASK_AGAIN_S):
+            # One question for all, and nobody's: whoever gives up waiting must not leave the
+            # others with the keys of yesterday, which would refuse good tokens as forged.
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask())
+            error = await asyncio.shield(self._asking)
+            if error is not None and id_ not in self._keys:
+                self._asked = None
+                raise StateUnavailable(
+                    f"the keys of {self._config.issuer} cannot be had: {error!r:.200}"
+                )
+            if error is not None:
+                self._asked = self._clock()  # not at every request
+                logger.warning("the keys of %s stay as they were: %r", self._config.issuer, error)
         found = self._keys.get(id_) if isinstance(id_, str) else None
         if found is None:
             raise Unauthorized("The bearer token is signed by a key that its issuer does not have.")
         return found
+
+    async def _ask(self) -> Exception | None:
+        """Have the issuer's keys, or say why not; then those that are known are kept."""
+        asked = self._clock()
+        try:
+            self._keys = await self._fetch()
+        except (httpx.HTTPError, ValueError, KeyError, jwt.PyJWTError) as error:
+            return error
+        self._asked = asked
+        return None
 
     async def _fetch(self) -> dict[str, jwt.PyJWK]:
         """The issuer's keys by id; those of kinds we do not know are left out."""

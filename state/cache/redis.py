@@ -11,9 +11,10 @@ from importlib.resources import files
 from typing import Any, cast
 
 from state.cache.contract import ENTRY_BYTES, Bounds
+from state.patience import CACHE_S
 from state.redis_script import RedisScript
 
-TIMEOUT_S = 0.25
+TIMEOUT_S = CACHE_S
 """A server that does not answer for so long is no help: computing may well be quicker."""
 KINDS = ("values", "used", "expire", "names")
 

@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from state.counters.contract import Reservation
 from state.counters.limits import Demand, Level
+from state.patience import SERVER_S
 from state.redis_script import RedisScript
 
-TIMEOUT_S = 0.8
+TIMEOUT_S = SERVER_S
 """A server that does not answer for so long counts as unreachable."""
 
 

@@ -20,11 +20,12 @@ import orjson
 from state.counters.contract import Reservation
 from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle
 from state.errors import StateMisconfigured, StateUnavailable
+from state.patience import SERVER_S
 from state.sqlite_file import OPEN_S, is_busy, share
 
 T = TypeVar("T")
 
-PATIENCE_S = 0.8
+PATIENCE_S = SERVER_S
 """How long a decision may wait for others."""
 RETRY_S = 0.0005
 

@@ -144,8 +144,22 @@ class Caller:
             wish=Wish() if wish is None else wish,
             version=version_of,
             told=self.outcomes.append,
+            revised=self._revise,
         )
         self.task = asyncio.create_task(self._read(request or asking()))
+
+    def _revise(self, was: Outcome, now: Outcome | None) -> None:
+        self.outcomes.remove(was)
+        if now is not None:
+            self.outcomes.append(now)
+
+    @property
+    def pays(self) -> bool:
+        """The answer was computed for this one, as its last delta tells."""
+        return self.deltas[-1].timings is not None
+
+    async def spent(self, request: GenerateRequest) -> Usage | None:
+        return await self._generator.spent(request)
 
     @property
     def text(self) -> str:

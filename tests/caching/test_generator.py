@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from deployments.caching.generator import CachingGenerator
 from deployments.caching.reuse import Outcome, Wish
-from models.contracts import FinishReason, GenerateRequest, Priority, Sampling
+from models.contracts import (
+    NO_USAGE,
+    FinishReason,
+    GenerateRequest,
+    Priority,
+    Sampling,
+    Usage,
+)
 from models.errors import UpstreamError
 from state.cache.memory import MemoryCache
 from tests.caching.fakes import (
@@ -432,3 +439,87 @@ async def test_any_interleaving_even_within_a_step(
             assert caller.text == TEXT
             assert len(caller.outcomes) == 1
     assert inner.running == len(cache.answers) == 0
+
+
+# --- who pays
+
+
+@dataclass
+class Accounted(SteppedGenerator):
+    """Says what it did of a request that was closed."""
+
+    asked: list[GenerateRequest] = field(default_factory=list)
+
+    async def spent(self, request: GenerateRequest) -> Usage | None:
+        self.asked.append(request)
+        return Usage(prompt_tokens=4, completion_tokens=1)
+
+
+async def test_who_stays_pays_for_who_left() -> None:
+    inner, (cache, _) = Accounted(), cache_of()
+    mine = [replace(asking(), receipt=name) for name in "abc"]
+    first, second, third = [Caller(inner, cache, each) for each in mine]
+    await settle()
+    inner.step()
+    await settle()
+    assert [caller.outcome for caller in (first, second, third)] == [MISS, JOIN, JOIN]
+    await first.leave()
+    assert [caller.outcome for caller in (first, second, third)] == [JOIN, MISS, JOIN]
+    assert await first.spent(mine[0]) == NO_USAGE
+    await second.leave()
+    await settle()
+    assert [caller.outcome for caller in (first, second, third)] == [JOIN, JOIN, MISS]
+    await ran(third, inner)
+    assert third.pays
+    assert third.text == TEXT
+    assert inner.asked == [], "one of them has had the end of it, and knows"
+
+
+async def test_the_last_to_leave_pays_for_what_was_done() -> None:
+    inner, (cache, _) = Accounted(), cache_of()
+    mine = [replace(asking(), receipt=name) for name in "ab"]
+    first, second = [Caller(inner, cache, each) for each in mine]
+    await settle()
+    inner.step()
+    await settle()
+    await first.leave()
+    await second.leave()
+    assert inner.cancelled == 1
+    assert await first.spent(mine[0]) == NO_USAGE
+    assert await second.spent(mine[1]) == Usage(prompt_tokens=4, completion_tokens=1)
+    assert [request.receipt for request in inner.asked] == ["a"], "under which it was at work"
+
+
+async def test_of_a_failure_one_is_asked_to_pay() -> None:
+    inner, (cache, _) = Accounted(), cache_of()
+    mine = [replace(asking(), receipt=name) for name in "ab"]
+    callers = [Caller(inner, cache, each) for each in mine]
+    await settle()
+    inner.step()
+    await settle()
+    inner.step(UpstreamError("lost"))
+    await settle()
+    assert all(isinstance(caller.error, UpstreamError) for caller in callers)
+    told = [await caller.spent(each) for caller, each in zip(callers, mine, strict=True)]
+    assert sorted(told, key=str) == sorted(
+        [NO_USAGE, Usage(prompt_tokens=4, completion_tokens=1)], key=str
+    )
+
+
+async def test_what_was_there_has_nobody_to_pay() -> None:
+    inner, (cache, _) = SteppedGenerator(), cache_of()
+    await ran(Caller(inner, cache), inner)
+    callers = [Caller(inner, cache) for _ in range(2)]
+    await settle()
+    assert [caller.outcome for caller in callers] == [HIT, HIT]
+    assert not any(caller.pays for caller in callers)
+
+
+async def test_what_cannot_be_cached_is_asked_for_as_it_is() -> None:
+    inner, (cache, _) = Accounted(), cache_of()
+    drawn = replace(asking(sampling=Sampling(temperature=1)), receipt="a")
+    caller = Caller(inner, cache, drawn)
+    await settle()
+    await caller.leave()
+    assert await caller.spent(drawn) == Usage(prompt_tokens=4, completion_tokens=1)
+    assert await Caller(SteppedGenerator(), cache, drawn).spent(drawn) is None

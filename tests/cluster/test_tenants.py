@@ -160,6 +160,31 @@ def reserved(platform: Platform, key: str) -> int:
     return QUOTA - left - asked
 
 
+def test_who_leaves_pays_for_what_was_done(platform: Platform) -> None:
+    """Not for all that was reserved, though nothing had been sent yet."""
+    platform.say("create", "acme", "--plan", "metered")
+    key = platform.say("issue", "acme")
+    asked, leavers = 450, 4
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": asked, "ignore_eos": True}
+
+    async def leave() -> None:
+        async with platform.client(key) as client:
+            calls = [client.post("/v1/completions", json=body) for _ in range(leavers)]
+            waiting = [asyncio.create_task(call) for call in calls]
+            await asyncio.sleep(0.15)
+            for each in waiting:
+                each.cancel()
+            await asyncio.wait(waiting)
+
+    asyncio.run(leave())
+
+    def settled() -> bool:
+        return reserved(platform, key) == billed(platform)["tokens"]
+
+    wait_until(settled, timeout_s=40, what="nothing reserved, and all that was used in the ledger")
+    assert 0 < billed(platform)["completion_tokens"] < leavers * asked / 2
+
+
 def test_state_that_is_down_admits_nobody_and_heals(platform: Platform) -> None:
     platform.say("create", "acme", "--plan", "busy")
     key = platform.say("issue", "acme")

@@ -205,6 +205,12 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.next_deadline() == min(deadlines, default=None)
 
     def teardown(self) -> None:
+        told = list(self.queue.places())
+        assert [place.position for _, place in told] == list(range(1, len(self.waiting) + 1))
+        assert {place.waiting for _, place in told} <= {len(self.waiting)}
+        for ticket, place in told:
+            assert place.position == self.queue.position(ticket) + 1
+            assert place.wait_s is None or place.wait_s > 0
         predicted = {self.queue.position(ticket): ticket for ticket in self.waiting.values()}
         assert dict(enumerate(drain(self.queue))) == predicted, "a position was wrong"
         self.queue.check_integrity()
@@ -316,6 +322,29 @@ def test_retry_after_follows_the_measured_drain_rate(jitter_s: float) -> None:
 
     clock.now += 3600  # stuck
     assert queue.retry_after(Priority.LOW) == MAX_RETRY_AFTER_S
+
+
+def test_a_place_tells_the_wait_at_the_measured_rate() -> None:
+    clock = Clock()
+    rooms = {Priority.VIP: room(2, timeout_s=1000), Priority.LOW: room(1, timeout_s=1000)}
+    queue: WaitingQueue[object] = WaitingQueue(rooms, clock=clock)
+    for priority in (Priority.LOW, Priority.VIP):
+        for _ in range(40):
+            queue.push(None, tenant="t", priority=priority)
+    assert {place.wait_s for _, place in queue.places()} == {None}, "nothing is measured"
+    for _ in range(10):  # two vip and one low every half second
+        for _ in range(3):
+            queue.pop()
+        clock.now += 0.5
+    queue.pop()
+    waits: dict[Priority, list[float]] = {Priority.VIP: [], Priority.LOW: []}
+    for ticket, place in queue.places():
+        assert place.wait_s is not None
+        waits[ticket.priority].append(place.wait_s)
+    for priority, rate in ((Priority.VIP, 4), (Priority.LOW, 2)):
+        assert waits[priority] == sorted(waits[priority])
+        assert waits[priority][0] == pytest.approx(1 / rate, rel=0.2)
+        assert waits[priority][-1] == pytest.approx(len(waits[priority]) / rate, rel=0.2)
 
 
 def test_expiry_is_exact_and_the_class_limits_what_a_caller_may_ask_for() -> None:

@@ -176,13 +176,16 @@ async def test_usage_is_json_or_csv(admin: httpx.AsyncClient, world: World) -> N
         "completion_tokens": 14,
         "cached_tokens": 0,
         "cost": 2.500001,
+        "remembered_requests": 0,
+        "remembered_tokens": 0,
     }
     table = await admin.get(
         "/admin/v1/usage", params={"by": "day", "tenant": "acme"}, headers={"accept": "text/csv"}
     )
     assert table.text.splitlines() == [
-        "day,requests,prompt_tokens,completion_tokens,cached_tokens,cost",
-        "2023-11-14,2,10,14,0,2.500001",
+        "day,requests,prompt_tokens,completion_tokens,cached_tokens,cost,remembered_requests,"
+        "remembered_tokens",
+        "2023-11-14,2,10,14,0,2.500001,0,0",
     ]
     refused = await admin.get("/admin/v1/usage", params={"by": "colour"})
     assert refused.status_code == 400

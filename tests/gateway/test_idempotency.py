@@ -29,7 +29,7 @@ from deployments.tenants.keys import Peppers
 from deployments.tenants.principal import GRANTS, Principal, Role
 from models.contracts import Delta, GenerateRequest
 from models.errors import InvalidInput, Overloaded, Unauthorized, UpstreamError
-from state import tables
+from state import patience, tables
 from state.database import Database, LazyDatabase
 from state.errors import StateUnavailable
 from state.places import sqlite_url
@@ -119,6 +119,7 @@ Start = Callable[[], Awaitable[Process]]
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy is no database that is down."""
     monkeypatch.setattr(store, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(patience, "REQUEST_S", 30.0)
 
 
 @pytest.fixture

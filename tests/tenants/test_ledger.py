@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from deployments.caching.reuse import Outcome
 from deployments.observability.events import RequestFinished, RequestShed
 from deployments.tenants import ledger as module
 from deployments.tenants.directory import Directory
-from deployments.tenants.ledger import By, Ledger, report
+from deployments.tenants.ledger import By, Ledger, report, row
 from models.contracts import Priority, Timings, Usage
 from state import tables
 from state.database import Database
@@ -88,6 +93,124 @@ async def test_what_was_no_work_is_no_row(ledger: Ledger) -> None:
     ledger(replace(event(), usage=None, code="TIMEOUT"))
     await written(ledger)
     assert len(await rows(ledger.database)) == 1  # type: ignore[arg-type]
+
+
+async def test_what_was_remembered_is_a_row_that_costs_nothing(ledger: Ledger) -> None:
+    usage = Usage(prompt_tokens=10, completion_tokens=20, cached_tokens=1)
+    ledger(replace(event(), outcome=Outcome.HIT, worked=False, remembered=usage, cost=0))
+    some = Usage(prompt_tokens=4, completion_tokens=8)
+    ledger(replace(event(), outcome=Outcome.MISS, remembered=some))
+    await written(ledger)
+    hit, part = sorted(await rows(ledger.database), key=lambda row: str(row["outcome"]))[::-1]  # type: ignore[arg-type]
+    assert (hit["outcome"], hit["cost"], hit["remembered_tokens"]) == ("hit", 0, 30)
+    assert (hit["prompt_tokens"], hit["completion_tokens"], hit["cached_tokens"]) == (0, 0, 0)
+    assert (part["outcome"], part["cost"], part["remembered_tokens"]) == ("computed", 70, 12)
+    assert (part["prompt_tokens"], part["completion_tokens"]) == (6, 12)
+    [line] = await report(ledger.database, by=[By.TENANT])
+    assert (line["requests"], line["remembered_requests"], line["remembered_tokens"]) == (2, 1, 42)
+    assert (line["prompt_tokens"], line["completion_tokens"], line["cost"]) == (6, 12, 70)
+
+
+async def test_a_row_that_cannot_be_written_keeps_no_other_waiting(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(5):
+        ledger(replace(event(), request_id=f"r{number}"))
+    ledger._waiting[2]["status"] = None  # which no row may have
+    await written(ledger)
+    found = {row["request_id"] for row in await rows(ledger.database)}  # type: ignore[arg-type]
+    assert found == {"r0", "r1", "r3", "r4"}
+    assert ledger._waiting == []
+    ledger.check()
+    [record] = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "r2" in record.getMessage()
+
+
+@given(
+    st.text(max_size=300),
+    st.text(st.characters(), max_size=20).map(lambda text: text + "\0\ud800"),
+    st.text(max_size=2000),
+)
+@settings(max_examples=50)
+def test_whatever_a_client_writes_fits_into_its_columns(
+    adapter: str, request_id: str, subject: str
+) -> None:
+    told = replace(event(), adapter=adapter, request_id=request_id, subject=subject)
+    for name, value in row(told, NOON).items():
+        column = tables.usage.c[name]
+        if isinstance(value, str):
+            value.encode()
+            assert "\0" not in value
+            assert len(value) <= (getattr(column.type, "length", None) or 1000)
+
+
+async def test_a_model_s_name_of_any_length_is_written(ledger: Ledger) -> None:
+    ledger(replace(event(), adapter="a" * 300 + "\0", request_id="\ud800"))
+    await written(ledger)
+    [found] = await rows(ledger.database)  # type: ignore[arg-type]
+    assert found["adapter"] == "a" * 128
+
+
+async def test_a_writer_survives_whatever_goes_wrong(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = ledger.database
+
+    class Broken:
+        def write(self) -> object:
+            raise OSError("the line was cut")
+
+    ledger.database = Broken()  # type: ignore[assignment]
+    ledger(event())
+    await asyncio.sleep(0.1)
+    assert ledger._writing is not None
+    assert not ledger._writing.done(), "nobody else would write it"
+    assert len(caplog.records) == 1, "said once, not at every attempt"
+    ledger.database = good
+    await written(ledger)
+    assert len(await rows(good)) == 1  # type: ignore[arg-type]
+
+
+async def test_a_batch_that_hangs_is_written_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_S", 0.05)
+    insert, hangs = Ledger._insert, asyncio.Event()
+
+    async def slow(self: Ledger, batch: Sequence[Mapping[str, Any]]) -> None:
+        if not hangs.is_set():
+            hangs.set()
+            await insert(self, batch)  # and nobody hears that it was done
+            await asyncio.sleep(0.2)
+            return
+        await insert(self, batch)
+
+    monkeypatch.setattr(Ledger, "_insert", slow)
+    for _ in range(3):
+        ledger(event())
+    await written(ledger)
+    assert len(await rows(ledger.database)) == 3  # type: ignore[arg-type]
+    await asyncio.sleep(0.2)
+
+
+async def test_what_waits_is_written_when_the_gateway_stops(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 60)
+    ledger(event())
+    await ledger.close()
+    assert len(await rows(ledger.database)) == 1  # type: ignore[arg-type]
+    assert caplog.records == []
+
+    class Down:
+        def write(self) -> object:
+            raise StateUnavailable("gone")
+
+    good, ledger.database = ledger.database, Down()  # type: ignore[assignment]
+    ledger(replace(event(), request_id="lost"))
+    await ledger.close()
+    assert "lost" in caplog.text, "an operator can still enter it by hand"
+    ledger.database = good
 
 
 async def test_a_report_sums_by_whatever_is_asked(ledger: Ledger, time: Time) -> None:

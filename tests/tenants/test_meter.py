@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,7 @@ def metering(counters: Counters, events: list[Event] | None = None, **facts: obj
         "plans": {"small": SMALL, **PLANS},
         "strategy": Strategy.SLIDING_WINDOW,
         "prices": PRICES,
+        "looks_s": (),
         "emit": [].append if events is None else events.append,
     }
     return Meter(counters=counters, **(told | facts))  # type: ignore[arg-type]
@@ -87,6 +89,59 @@ async def test_what_was_reserved_is_settled_to_what_was_used(meter: Meter) -> No
     assert await left(meter, LimitName.REQUESTS_PER_MINUTE) == 4
     assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
     assert await left(meter, LimitName.BUDGET_PER_MONTH) == 9900
+
+
+async def test_a_longer_prompt_is_reserved_besides(meter: Meter) -> None:
+    admission = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=500))
+    extended = await meter.extend(DEVELOPER, admission, 50)
+    assert extended.reserved == Work(prompt_tokens=150, completion_tokens=500)
+    assert {level.name: level.remaining for level in extended.levels} == {
+        "requests_per_minute": 4,
+        "tokens_per_minute": 350,
+        "concurrent_requests": 2,
+        "budget_per_month": 10_000 - 1650,
+    }
+    assert await settle(meter, extended, Work(prompt_tokens=140, completion_tokens=30)) == 230
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 830
+    assert await left(meter, LimitName.REQUESTS_PER_MINUTE) == 4, "it is one request"
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
+    assert await left(meter, LimitName.BUDGET_PER_MONTH) == 9770
+
+
+async def test_what_cannot_be_reserved_besides(meter: Meter) -> None:
+    admission = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=500))
+    with pytest.raises(QuotaExceeded, match="tokens per minute"):
+        await meter.extend(DEVELOPER, admission, 401)
+    await settle(meter, admission, Work())
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 1000
+    unlimited = await meter.extend(EVERYBODY, await meter.admit(EVERYBODY, "m", Work()), 10**9)
+    assert await settle(meter, unlimited, Work(prompt_tokens=10**9)) == 10**9
+
+
+@given(
+    bounds=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    completion=st.integers(0, 100),
+    share=st.floats(0, 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_however_often_it_is_extended_it_is_settled_to_what_was_used(
+    bounds: list[int], completion: int, share: float
+) -> None:
+    async def tell() -> None:
+        meter = metering(MemoryCounters(Clock()), plans={"small": PlanConfig(tokens_per_day=2000)})
+        first, *more = bounds
+        work = Work(prompt_tokens=first, completion_tokens=completion)
+        admission = await meter.admit(DEVELOPER, None, work)
+        for tokens in more:
+            admission = await meter.extend(DEVELOPER, admission, tokens)
+        assert admission.reserved.prompt_tokens == sum(bounds)
+        assert await left(meter, LimitName.TOKENS_PER_DAY) == 2000 - sum(bounds) - completion
+        used = Work(prompt_tokens=round(sum(bounds) * share), completion_tokens=completion)
+        await settle(meter, admission, used)
+        assert await left(meter, LimitName.TOKENS_PER_DAY) == 2000 - used.tokens
+        await meter.close()
+
+    asyncio.run(tell())
 
 
 async def test_a_refusal_says_which_limit_and_when(meter: Meter, clock: Clock) -> None:
@@ -223,6 +278,32 @@ async def test_counters_that_are_out_of_reach_let_nobody_in(
     while meter._tasks:
         await asyncio.wait(meter._tasks)
     assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 999, "an answer that came too late"
+    await meter.close()
+
+
+async def test_a_lease_that_is_made_after_it_was_given_up(clock: Clock) -> None:
+    """What was sent to counters that hung is carried out when they go on."""
+
+    class Late(MemoryCounters):
+        sent: tuple[Any, dict[str, Any]] | None = None
+
+        async def reserve(self, *args: Any, **facts: Any) -> Any:
+            self.sent = (args, facts)
+            raise StateUnavailable("no answer")
+
+    counters = Late(clock)
+    meter = metering(counters, looks_s=(0.05, 0.05))
+    with pytest.raises(StateUnavailable):
+        await meter.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    await asyncio.sleep(0.01)
+    assert counters.sent is not None
+    args, facts = counters.sent
+    await MemoryCounters.reserve(counters, *args, **facts)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 900
+    while meter._tasks:
+        await asyncio.wait(meter._tasks)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 1000
+    assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
     await meter.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -205,3 +206,23 @@ async def test_an_issuer_that_is_out_of_reach(
     issuer.broken = True
     clock.now += oidc.KEYS_FRESH_S
     await tokens.principal(issuer.token())  # keys that were right stay so for a while
+
+
+async def test_who_gives_up_waiting_does_not_leave_others_without_keys(
+    tokens: OidcAuthenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow issuer is no reason to call a good token forged."""
+    fetch, go = OidcAuthenticator._fetch, asyncio.Event()
+
+    async def slow(self: OidcAuthenticator) -> dict[str, jwt.PyJWK]:
+        await go.wait()
+        return await fetch(self)
+
+    monkeypatch.setattr(OidcAuthenticator, "_fetch", slow)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await tokens.principal(issuer.token())
+    go.set()
+    assert (await tokens.principal(issuer.token())).subject == "oidc:alice"
+    assert issuer.asked == 1, "one question for all"

@@ -14,6 +14,7 @@ from deployments.tenants.identity import Authenticator
 from deployments.tenants.principal import EVERYBODY, Principal
 from models.errors import PlatformError, Unauthorized
 from state.errors import StateError
+from state.patience import Patience
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/webhooks/ingest"})
 """The last one is authenticated by its signature (``routes/webhooks.py``)."""
@@ -33,8 +34,9 @@ class Authentication:
         if scope["type"] == "lifespan" or is_public(scope):
             await self.app(scope, receive, send)
             return
+        exchange = exchange_of(scope)
         try:
-            exchange_of(scope).belongs_to(await identify(scope, self.authenticator))
+            exchange.belongs_to(await identify(scope, self.authenticator, exchange.patience))
         except (PlatformError, StateError) as error:
             if scope["type"] != "websocket":
                 raise
@@ -44,7 +46,9 @@ class Authentication:
         await self.app(scope, receive, send)
 
 
-async def identify(scope: Scope, authenticator: Authenticator | None) -> Principal:
+async def identify(
+    scope: Scope, authenticator: Authenticator | None, patience: Patience
+) -> Principal:
     """Who sends what comes on this connection.
 
     Raises:
@@ -52,7 +56,9 @@ async def identify(scope: Scope, authenticator: Authenticator | None) -> Princip
     """
     if authenticator is None:
         return EVERYBODY
-    return await authenticator.principal(_credential(scope))
+    credential = _credential(scope)
+    async with patience.waiting("the directory of tenants"):
+        return await authenticator.principal(credential)
 
 
 def is_public(scope: Scope) -> bool:

@@ -41,10 +41,12 @@ from deployments.tenants.idempotency import (
 )
 from models.errors import InternalError, InvalidInput
 from state.errors import StateError
+from state.patience import Patience
 
 logger = logging.getLogger(__name__)
 
 KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+UNAVAILABLE = 503
 REPLAYED = (b"idempotent-replayed", b"true")
 PASSING = frozenset({401, 403, 429})
 """Statuses below 500 that say who asked, or when, rather than what."""
@@ -145,12 +147,14 @@ class Idempotency:
             if flight.abandoned:
                 self._land(name, flight)  # whoever comes now begins anew
                 flight.task.cancel()
+                await asyncio.wait([flight.task])  # only now it is known what was used
+                exchange.account_for(flight.exchange)
 
     async def _fly(
         self, name: tuple[str, str], flight: Flight, work: Callable[[Lease], Awaitable[None]]
     ) -> None:
         try:
-            found = await self._claim(*name, flight.fingerprint)
+            found = await self._claim(*name, flight.fingerprint, flight.exchange.patience)
             if isinstance(found, Lease):
                 flight.works = True
                 await work(found)
@@ -162,9 +166,12 @@ class Idempotency:
             self._land(name, flight)
             flight.recording.fail(InternalError("The work on this was given up; try again."))
 
-    async def _claim(self, tenant: str, key: str, fingerprint: str) -> Lease | Answer:
+    async def _claim(
+        self, tenant: str, key: str, fingerprint: str, patience: Patience
+    ) -> Lease | Answer:
         """Raises Conflict, StateUnavailable."""
-        found = await self.records.begin(tenant, key, fingerprint)
+        async with patience.waiting("the database"):
+            found = await self.records.begin(tenant, key, fingerprint)
         pause_s, longest_s = LOOK_AGAIN_S
         while isinstance(found, Busy):
             await asyncio.sleep(pause_s)
@@ -197,7 +204,9 @@ class Idempotency:
                 # On disk before it is told: who asks again at once finds it.
                 exchange.answered = settled = True
                 renewing.cancel()
-                await self._settle(self._verdict(flight, operation, lease, piece))
+                # Who is told that state is out of reach is not kept waiting for it once more.
+                patience = exchange.patience if exchange.status == UNAVAILABLE else Patience()
+                await self._settle(self._verdict(flight, operation, lease, piece), patience)
                 self._land((lease.tenant, lease.key), flight)
             recording.add(piece, last=last)
 
@@ -206,7 +215,7 @@ class Idempotency:
         finally:
             renewing.cancel()
             if not settled:
-                await self._settle(partial(self.records.release, lease))
+                await self._settle(partial(self.records.release, lease), Patience())
 
     def _verdict(
         self, flight: Flight, operation: Operation, lease: Lease, last: bytes
@@ -222,10 +231,11 @@ class Idempotency:
             return partial(self.records.finish, lease, None)
         return partial(self.records.finish, lease, recording.answer(last, is_lasting))
 
-    async def _settle(self, write: Callable[[], Awaitable[bool]]) -> None:
+    async def _settle(self, write: Callable[[], Awaitable[bool]], patience: Patience) -> None:
         """A client is not kept waiting for a database that is down when its answer is there."""
         try:
-            await write()
+            async with patience.waiting("the database"):
+                await write()
         except StateError as error:
             logger.warning("an idempotency record could not be written: %s", error)
             self._spawn(self._insist(write))

@@ -16,7 +16,7 @@ from deployments.gateway.schemas.envelope import Success
 from deployments.gateway.schemas.infer import InferData, InferEvent, InferRequest
 from deployments.gateway.services import Services
 from deployments.gateway.sse import NDJSON, SSE
-from deployments.gateway.streaming import StreamedResponse
+from deployments.gateway.streaming import POSITION_DOC, StreamedResponse, wants_place
 
 
 def operations(services: Services) -> list[Operation]:
@@ -40,13 +40,19 @@ def operations(services: Services) -> list[Operation]:
                 headers=X_CACHE,
                 errors=MODEL_ERRORS,
             ),
+            headers=POSITION_DOC,
             summary="One prompt, its answer as it comes: SSE, or NDJSON if `Accept` asks for it.",
         ),
     ]
 
 
 def start(
-    services: Services, exchange: Exchange, request: InferRequest, *, stream: bool
+    services: Services,
+    exchange: Exchange,
+    request: InferRequest,
+    *,
+    stream: bool,
+    tell_place: bool = False,
 ) -> Generation:
     return Generation(
         services,
@@ -56,6 +62,7 @@ def start(
         sampling=request.params.sampling(services.model(request.model, exchange.sight).sampling),
         stream=stream,
         priority=request.priority,
+        tell_place=tell_place,
     )
 
 
@@ -69,5 +76,6 @@ async def infer(services: Services, call: Call[InferRequest]) -> ASGIApp:
 async def stream(services: Services, call: Call[InferRequest]) -> ASGIApp:
     exchange = call.exchange
     encoder = InferLines if NDJSON in call.headers.get("accept", "") else InferEvents
-    generation = start(services, exchange, call.input, stream=True)
+    tell_place = wants_place(call.headers)
+    generation = start(services, exchange, call.input, stream=True, tell_place=tell_place)
     return StreamedResponse(services, exchange, generation, encoder(services, exchange))

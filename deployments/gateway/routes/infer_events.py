@@ -13,8 +13,8 @@ import orjson
 from deployments.gateway.errors import error_envelope, error_json
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.services import Services
-from deployments.gateway.sse import NDJSON, SSE, SSE_COMMENT, ndjson_line, sse_event
-from models.contracts import Delta, FinishReason, Timings, Usage
+from deployments.gateway.sse import NDJSON, SSE, SSE_COMMENT, ndjson_line, sse_event, sse_place
+from models.contracts import Delta, FinishReason, Place, Timings, Usage
 from models.errors import PlatformError
 
 
@@ -31,6 +31,9 @@ class InferEvents:
 
     def frame(self, event: bytes, data: bytes) -> bytes:
         return sse_event(data, event)
+
+    def place(self, place: Place) -> bytes:
+        return sse_place(place)
 
     def deltas(self, deltas: Sequence[Delta]) -> bytes:
         self._finish_reason = deltas[-1].finish_reason
@@ -51,6 +54,10 @@ class InferLines(InferEvents):
 
     media_type = NDJSON
     keepalive = ndjson_line(b"null", b"keep-alive")
+
+    def place(self, place: Place) -> bytes:
+        told = {"position": place.position, "waiting": place.waiting, "wait_s": place.wait_s}
+        return self.frame(b"queue", orjson.dumps(told))
 
     def frame(self, event: bytes, data: bytes) -> bytes:
         return ndjson_line(data, event)

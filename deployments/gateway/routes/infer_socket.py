@@ -160,7 +160,9 @@ class Connection:
         events = SocketEvents(services, exchange, request.id)
         try:
             # Each request anew: a connection may outlive the key that opened it.
-            exchange.belongs_to(await identify(self._socket.scope, services.authenticator))
+            exchange.belongs_to(
+                await identify(self._socket.scope, services.authenticator, exchange.patience)
+            )
             exchange.require(Right.INFERENCE)
             async with (
                 time_limit(services.config.request_timeout_s),

@@ -9,8 +9,8 @@ import orjson
 
 from deployments.gateway.errors import error_json, openai_error
 from deployments.gateway.exchange import Exchange
-from deployments.gateway.sse import SSE, SSE_COMMENT, SSE_DONE, one_line, sse_event
-from models.contracts import Delta, Usage
+from deployments.gateway.sse import SSE, SSE_COMMENT, SSE_DONE, one_line, sse_event, sse_place
+from models.contracts import Delta, Place, Usage
 from models.errors import PlatformError
 
 FLOOR = -9999.0
@@ -62,6 +62,9 @@ class Chunks:
         self._include_usage = include_usage
         self._head = b"data: " + orjson.dumps(identity)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    def place(self, place: Place) -> bytes:
+        return sse_place(place)
 
     def deltas(self, deltas: Sequence[Delta]) -> bytes:
         return b"".join(

@@ -15,7 +15,7 @@ from deployments.gateway.routes.openai_answers import Chunks, finite, identity, 
 from deployments.gateway.schemas.chat import ChatAnswer, ChatChunk, ChatRequest
 from deployments.gateway.services import Services
 from deployments.gateway.sse import SSE
-from deployments.gateway.streaming import StreamedResponse
+from deployments.gateway.streaming import POSITION_DOC, StreamedResponse, wants_place
 from models.contracts import Delta, TokenLogprob, TopLogprob
 
 
@@ -29,6 +29,7 @@ def operations(services: Services) -> list[Operation]:
             answers=Answers(
                 schema=ChatAnswer, streams={SSE: ChatChunk}, headers=X_CACHE, errors=MODEL_ERRORS
             ),
+            headers=POSITION_DOC,
             summary="The next message of a conversation, whole or as a stream of chunks.",
         )
     ]
@@ -47,6 +48,7 @@ async def create(services: Services, call: Call[ChatRequest]) -> ASGIApp:
         n=request.choices,
         stream=stream,
         priority=request.waiting_room,
+        tell_place=stream and wants_place(call.headers),
     )
     if stream:
         chunk = identity("chatcmpl", "chat.completion.chunk", exchange, services.now())

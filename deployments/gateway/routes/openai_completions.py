@@ -20,7 +20,7 @@ from deployments.gateway.schemas.completions import (
 )
 from deployments.gateway.services import Services
 from deployments.gateway.sse import SSE
-from deployments.gateway.streaming import StreamedResponse
+from deployments.gateway.streaming import POSITION_DOC, StreamedResponse, wants_place
 from models.contracts import Delta, TokenLogprob
 
 
@@ -37,6 +37,7 @@ def operations(services: Services) -> list[Operation]:
                 headers=X_CACHE,
                 errors=MODEL_ERRORS,
             ),
+            headers=POSITION_DOC,
             summary="Continuations of raw prompts, whole or as a stream of chunks.",
         )
     ]
@@ -55,6 +56,7 @@ async def create(services: Services, call: Call[CompletionRequest]) -> ASGIApp:
         n=request.choices,
         stream=stream,
         priority=request.waiting_room,
+        tell_place=stream and wants_place(call.headers),
     )
     answer = identity("cmpl", "text_completion", exchange, services.now())
     if stream:

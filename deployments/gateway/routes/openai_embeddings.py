@@ -49,6 +49,7 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
             texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
         )
         exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
+        exchange.remembered = Usage(prompt_tokens=result.remembered_tokens, completion_tokens=0)
     width = len(result.vectors[0])
     if request.dimensions not in (None, width):
         raise InvalidInput(

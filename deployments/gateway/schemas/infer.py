@@ -103,5 +103,18 @@ class KeepAlive(Answer):
     data: None
 
 
-class InferEvent(RootModel[TokenEvent | DoneEvent | ErrorEvent | KeepAlive]):
+class QueuePlace(Answer):
+    """Where the request stands, if it asked for that."""
+
+    position: int
+    waiting: int
+    wait_s: float | None
+
+
+class QueueEvent(Answer):
+    event: Literal["queue"]
+    data: QueuePlace
+
+
+class InferEvent(RootModel[TokenEvent | DoneEvent | ErrorEvent | KeepAlive | QueueEvent]):
     """One event of a stream: an SSE event's name and data, or one line of NDJSON."""

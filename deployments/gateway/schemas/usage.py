@@ -25,9 +25,15 @@ class UsageLine(Answer):
     model: str | None = None
     tenant: str | None = None
     requests: int
+    remembered_requests: int = Field(
+        description="Of `requests`, those answered from the cache, or together with another."
+    )
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    remembered_tokens: int = Field(
+        description="Of answers that were not computed again, and are not paid for."
+    )
     cost: float = Field(description="In `currency`.")
 
 
