@@ -94,7 +94,7 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         QuotaHeaders,
         partial(Failures, now=services.now),
         partial(Authentication, authenticator=services.authenticator),
-        *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),
+        *([] if services.authenticator else [loopback(services)]),
         *([] if services.cache is None else [CacheControl]),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
@@ -102,6 +102,11 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         partial(BodyLimit, max_bytes=config.max_body_bytes),
         *idempotency(services, operations),
     ]
+
+
+def loopback(services: Services) -> Policy:
+    origins = services.config.cors.allow_origins
+    return partial(Loopback, bind_host=services.bind_host, origins=origins)
 
 
 def idempotency(services: Services, operations: Sequence[Operation]) -> list[Policy]:
