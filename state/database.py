@@ -80,7 +80,10 @@ class Database:
                 "timeout": CONNECT_S,
                 "server_settings": {"lock_timeout": f"{BUSY_S:.0f}s"},
             }
-        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=arguments)
+        # What a statement carries (digests, bodies, answers) is nobody's to read in a log.
+        engine = create_async_engine(
+            parsed, pool_pre_ping=True, connect_args=arguments, hide_parameters=True
+        )
         database = cls(engine, called)
         try:
             if migrate:
