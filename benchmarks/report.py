@@ -47,9 +47,13 @@ class Report:
         print(text, flush=True)
         self.sections.append(text)
 
-    def write(self) -> Path:
+    @property
+    def path(self) -> Path:
         today = datetime.datetime.now(tz=datetime.UTC).date()
-        path = RESULTS / f"{self.theme}_{self.hardware}_{today}.md"
+        return RESULTS / f"{self.theme}_{self.hardware}_{today}.md"
+
+    def write(self) -> Path:
+        path = self.path
         RESULTS.mkdir(exist_ok=True)
         body = "\n\n".join([f"# {self.title}", circumstances(), *self.sections])
         path.write_text(body + "\n")

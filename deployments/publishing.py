@@ -131,7 +131,7 @@ class RegistryAdapters:
             manifest = await self._manifest(registry, found.artifact)
             return await registry.register(manifest, found.uri, by=BY, name=name)
         folder = Path(source.removeprefix("path:"))
-        if not folder.is_absolute():
+        if not folder.is_absolute() or "\0" in source:
             raise InvalidInput(
                 f"source is {source!r:.200}; expected {SCHEME}NAME@VERSION_OR_ALIAS, or the"
                 " absolute path of a sealed artifact's folder.",

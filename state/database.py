@@ -103,7 +103,10 @@ class Database:
                 "server_settings": {"lock_timeout": f"{BUSY_S:.0f}s"},
             }
             pool = {"pool_timeout": CONNECT_S}
-        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=arguments, **pool)
+        # What a statement carries (digests, bodies, answers) is nobody's to read in a log.
+        engine = create_async_engine(
+            parsed, pool_pre_ping=True, connect_args=arguments, hide_parameters=True, **pool
+        )
         database = cls(engine, called, patience_s)
         try:
             if migrate:

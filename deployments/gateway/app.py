@@ -117,7 +117,7 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         partial(Failures, now=services.now),
         partial(PathFilter, paths=config.paths, names_below=name_prefixes(operations)),
         partial(Authentication, authenticator=services.authenticator),
-        *([] if services.authenticator else [partial(Loopback, bind_host=services.bind_host)]),
+        *([] if services.authenticator else [loopback(services)]),
         *([] if services.cache is None else [CacheControl]),
         partial(Compression, above_bytes=config.compress_above_bytes),
         Disconnect,
@@ -127,6 +127,11 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         partial(SlowBody, limit_s=config.body_timeout_s),
         *idempotency(services, operations),
     ]
+
+
+def loopback(services: Services) -> Policy:
+    origins = services.config.cors.allow_origins
+    return partial(Loopback, bind_host=services.bind_host, origins=origins)
 
 
 def idempotency(services: Services, operations: Sequence[Operation]) -> list[Policy]:

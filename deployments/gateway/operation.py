@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -111,6 +112,8 @@ class Operation(Route):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
+        # A `$` would let a line break stand behind the path.
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         self.method = method
         self.takes = takes
         self.answers = answers

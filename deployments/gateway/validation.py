@@ -16,6 +16,12 @@ from models.errors import InvalidInput
 Schema = TypeVar("Schema", bound=BaseModel)
 
 MISTAKES_TOLD = 10
+MISTAKES_COUNTED = 1000
+"""From here on nobody reads them, and describing each would hold up everybody else."""
+LONGEST_TOLD = 256
+"""Characters of a field's name that come back to who sent it."""
+LONGEST_TYPO = 64
+"""Characters of a field's name in which a known one may have been meant."""
 PYDANTIC_SUBJECT = re.compile(r"^(Value error, |Input |List |String |Dictionary )+should")
 
 
@@ -48,6 +54,10 @@ def parse_query(schema: type[Schema], query: bytes) -> Schema:
 
 
 def _refusal(schema: type[BaseModel], error: ValidationError) -> InvalidInput:
+    if (count := error.error_count()) > MISTAKES_COUNTED:
+        return InvalidInput(
+            f"The request has {count} mistakes, too many to tell; /openapi.json says what is right."
+        )
     issues = error.errors(include_url=False)
     mistakes = [_explain(schema, issue) for issue in issues[:MISTAKES_TOLD]]
     param, message = mistakes[0]
@@ -70,7 +80,8 @@ def _explain(schema: type[BaseModel], issue: ErrorDetails) -> tuple[str, str]:
         return "", f"The body is not valid JSON: {issue['ctx']['error']}."
     if kind == "extra_forbidden":
         known = sorted(_model_at(schema, path[:-1]).model_fields)
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        name = str(path[-1])
+        close = difflib.get_close_matches(name, known, n=1) if len(name) <= LONGEST_TYPO else ()
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known) or '-'}."
         return where, f"Unknown field {where!r:.300}; {hint}"
     if kind == "missing":
@@ -89,7 +100,7 @@ def _is_mark(part: int | str) -> bool:
 
 def _dotted(path: Sequence[int | str]) -> str:
     return "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in path
+        f"[{part}]" if isinstance(part, int) else f".{part:.{LONGEST_TOLD}}" for part in path
     ).removeprefix(".")
 
 

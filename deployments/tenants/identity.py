@@ -36,6 +36,8 @@ PATIENCE_S = REQUEST_S
 REMEMBERED = 10_000
 """Credentials, right and wrong; the one unused for longest is forgotten first."""
 
+NOBODYS = "0" * 64
+"""A digest that no key has."""
 BAD = (
     "The API key is not valid: it is mistyped, expired or revoked. Send a valid one as"
     " `Authorization: Bearer fr_…`."
@@ -79,8 +81,10 @@ class KeyAuthenticator:
         if id_ is None:
             raise Unauthorized(BAD)
         found = await self._found.get(id_)
-        # The hash is compared first: who does not know the secret learns nothing of the key.
-        if found is None or not self._peppers.fits(credential, found[0].digest):
+        # The hash is compared first, and for a key that nobody has, too: who does not know the
+        # secret learns nothing of the key, and not whether there is one.
+        fits = self._peppers.fits(credential, NOBODYS if found is None else found[0].digest)
+        if found is None or not fits:
             raise Unauthorized(BAD)
         key, tenant = found
         if not key.live(self._now()):

@@ -79,7 +79,7 @@ class OidcAuthenticator:
         """Raises Unauthorized, StateUnavailable."""
         try:
             header = jwt.get_unverified_header(credential)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, RecursionError):  # JSON that is nested too deeply
             raise Unauthorized("The bearer token is neither an API key nor a JWT.") from None
         key = await self._key(header.get("kid"))
         try:
@@ -92,7 +92,7 @@ class OidcAuthenticator:
                 leeway=self._config.clock_skew_s,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-        except (jwt.PyJWTError, TypeError, ValueError) as error:
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise Unauthorized(f"The bearer token is refused: {error}.") from None
         return claims
 

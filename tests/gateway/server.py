@@ -6,15 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 from starlette.types import ASGIApp
 
 
 class LiveServer:
-    def __init__(self, app: ASGIApp) -> None:
-        config = uvicorn.Config(app, log_level="critical", ws="websockets-sansio", access_log=False)
+    """``settings``: uvicorn's, in place of those of the tests."""
+
+    def __init__(self, app: ASGIApp, **settings: Any) -> None:
+        usual = {"log_level": "critical", "ws": "websockets-sansio", "access_log": False}
+        config = uvicorn.Config(app, **(usual | settings))
         self._server = uvicorn.Server(config)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))

@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
     ignored_auth,
     missing_required_header,
     positive_data_acceptance,
+    unsupported_method,
 )
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,17 +35,15 @@ from state.database import Database
 from state.places import sqlite_url
 from tests.gateway.fakes import World
 
-KEY = "a key of this test"
 
-
-class OneKey:
-    """The only one there is."""
+class AKeyForEachRole:
+    """Its name."""
 
     async def principal(self, credential: str) -> Principal:
-        if credential != KEY:
-            raise Unauthorized("This is not the key.")
-        grants = GRANTS[Role.ADMIN]
-        return Principal(tenant="acme", subject="key:1", role=Role.ADMIN, scopes=grants)
+        if credential not in list(Role):
+            raise Unauthorized("This is no key.")
+        role = Role(credential)
+        return Principal(tenant="acme", subject=f"key:{role}", role=role, scopes=GRANTS[role])
 
 
 class Anew:
@@ -68,7 +67,7 @@ def surroundings() -> Services:
     """With keys and a database, so that every route is served."""
     database: Any = Anew(sqlite_url(Path(tempfile.mkdtemp(), "frontier.db")))
     world = World()
-    world.authenticator = OneKey()
+    world.authenticator = AKeyForEachRole()
     world.directory = Directory(
         database, Peppers.of({"FRONTIER_KEY_SECRETS": "a secret of the tests"})
     )
@@ -117,17 +116,49 @@ def from_this_machine(app: ASGIApp) -> ASGIApp:
 NOT_HERE = [
     # A schema cannot say which cursors were given out, or which fields exclude one another.
     positive_data_acceptance,
-    # Whatever is sent has the key, also where these think that it has none: without one and with
-    # a wrong one every route is asked in test_authentication.py.
+    # Who asks is decided here, also where these think that there is no key.
     ignored_auth,
     missing_required_header,
 ]
 schema = described_and_served()
+NEEDS = {
+    (operation.method, operation.path_format): operation.needs
+    for operation in routes(World().services())
+}
+
+
+def asked_by(case: Any, role: Role | None) -> Any:
+    """The same request, with the key of ``role`` and no other credential."""
+    given = {
+        name: value for name, value in (case.headers or {}).items() if name.lower() not in KEYS
+    }
+    case.headers = given if role is None else {**given, "Authorization": f"Bearer {role}"}
+    return case.call()
+
+
+KEYS = ("authorization", "x-api-key")
 
 
 @pytest.mark.slow
 @schema.parametrize()
 @settings(max_examples=30, deadline=None)
 def test_whatever_is_sent(case: Any) -> None:
-    case.headers = {**(case.headers or {}), "Authorization": f"Bearer {KEY}"}
-    case.call_and_validate(excluded_checks=NOT_HERE)
+    case.validate_response(asked_by(case, Role.ADMIN), excluded_checks=NOT_HERE)
+
+
+@pytest.mark.slow
+@schema.parametrize()
+@settings(max_examples=10, deadline=None)
+def test_whatever_is_sent_by_whoever(case: Any) -> None:
+    """Who has no key, or not the right, is told so before anything else is looked at."""
+    needs = NEEDS[case.operation.method.upper(), case.operation.path]
+    for role in (None, *Role):
+        answer = asked_by(case, role)
+        if needs is not None and case.method.upper() == case.operation.method.upper():
+            refused = 401 if role is None else 403
+            allowed = role is not None and needs in GRANTS[role]
+            assert (answer.status_code == refused) is not allowed
+        elif role is None and needs is not None:  # another method, of which nobody learns
+            assert answer.status_code == 401
+            continue
+        case.validate_response(answer, excluded_checks=[*NOT_HERE, unsupported_method])

@@ -3,11 +3,16 @@
 HAProxy stands between a client and a gateway, so that every request comes from this machine
 as far as TCP can tell. What decides is therefore where HTTP is listened for at all. Of the
 control plane, that nobody has forwarded the request from elsewhere, too. In doubt it is refused.
+
+A browser on this machine is not this machine: it lets the page of any site open a socket to us,
+and one whose name was bent to 127.0.0.1 send requests. It does say whose page it is (``Origin``).
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
@@ -20,11 +25,15 @@ FORWARDED = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-h
 
 
 class Loopback:
-    """``bind_host``: the address that HTTP is answered on; ``None``: unknown."""
+    """Args:
+    bind_host: the address that HTTP is answered on; ``None``: unknown.
+    origins: of pages elsewhere that may ask, as the configuration allows them.
+    """
 
-    def __init__(self, app: ASGIApp, bind_host: str | None) -> None:
+    def __init__(self, app: ASGIApp, bind_host: str | None, origins: Sequence[str] = ()) -> None:
         self.app = app
         self.bind_host = bind_host
+        self.origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -32,9 +41,14 @@ class Loopback:
             below = path.removeprefix(scope.get("root_path", ""))  # the router looks at this
             if not is_public(scope):
                 self._check_address()
+                if not self._is_ours(scope):
+                    raise Forbidden(
+                        "This platform is open: it has no keys, so it does not answer the pages of"
+                        " other sites. List yours in gateway.cors.allow_origins."
+                    )
             if path.startswith(PREFIX) or below.startswith(PREFIX):
                 self._check(scope)
-        elif scope["type"] == "websocket" and not self._on_loopback:
+        elif scope["type"] == "websocket" and not (self._on_loopback and self._is_ours(scope)):
             await WebSocketClose(POLICY_VIOLATION)(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -42,6 +56,14 @@ class Loopback:
     @property
     def _on_loopback(self) -> bool:
         return self.bind_host is not None and is_loopback(self.bind_host)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        """Whether no page asks, or one from this machine, or one that may."""
+        given = [str(value, "latin-1") for name, value in scope["headers"] if name == b"origin"]
+        return all(
+            origin in self.origins or "*" in self.origins or is_loopback(_host_of(origin))
+            for origin in given
+        )
 
     def _check_address(self) -> None:
         """Raises :class:`Forbidden` where others than this machine could ask."""
@@ -75,6 +97,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _without_port(host: str) -> str:

@@ -10,6 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.exchange import Exchange
 
+METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+)
 SANE = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 HEADER = b"x-request-id"
 
@@ -25,9 +28,11 @@ class RequestId:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        method = scope.get("method", "WEBSOCKET")
+        known = method in METHODS or scope["type"] == "websocket"
         exchange = Exchange(
             id=_given(scope) or token_hex(16),
-            method=scope.get("method", "WEBSOCKET"),
+            method=method if known else "OTHER",  # a metric's label is not whatever a client sends
             arrived=self.clock(),
         )
         scope["exchange"] = exchange

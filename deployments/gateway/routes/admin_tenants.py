@@ -8,6 +8,7 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
+from deployments.gateway.exchange import Exchange
 from deployments.gateway.operation import Answers, Call, Operation, Repeat
 from deployments.gateway.pagination import PAGED, Page, PageQuery, newest_first, paginate
 from deployments.gateway.responses import enveloped
@@ -30,7 +31,7 @@ from deployments.gateway.services import Services
 from deployments.tenants.directory import Directory, Entry, Key, Tenant
 from deployments.tenants.plans import LimitName
 from deployments.tenants.principal import Scope, granted
-from models.errors import Conflict, InvalidInput, NotFound, StateUnreachable
+from models.errors import Conflict, Forbidden, InvalidInput, NotFound, StateUnreachable
 
 TENANTS = "/admin/v1/tenants"
 TENANT = TENANTS + "/{tenant}"
@@ -180,6 +181,7 @@ async def issue_key(services: Services, call: Call[KeyRequest]) -> ASGIApp:
         raise InvalidInput(
             f"The role {wanted.role} does not have {', '.join(sorted(beyond))}.", param="scopes"
         )
+    _check_gives_what_it_has(call.exchange, granted(wanted.role, scopes))
     key, minted = await _directory(services).issue(
         call.path["tenant"],
         role=wanted.role,
@@ -192,7 +194,11 @@ async def issue_key(services: Services, call: Call[KeyRequest]) -> ASGIApp:
 
 
 async def rotate_key(services: Services, call: Call[Rotation]) -> ASGIApp:
-    key, minted = await _directory(services).rotate(
+    directory = _directory(services)
+    if (found := await directory.find(call.path["key"])) is not None:
+        old, _ = found
+        _check_gives_what_it_has(call.exchange, granted(old.role, old.scopes))
+    key, minted = await directory.rotate(
         call.path["key"],
         overlap=timedelta(seconds=call.input.overlap_s),
         by=call.exchange.subject,
@@ -228,6 +234,17 @@ def _directory(services: Services) -> Directory:
     if services.directory is None:
         raise StateUnreachable("This gateway has no database of tenants.")
     return services.directory
+
+
+def _check_gives_what_it_has(exchange: Exchange, rights: frozenset[Scope]) -> None:
+    """Raises Forbidden: a key that is limited to some rights would make itself one that is not."""
+    may = exchange.principal.scopes if exchange.principal is not None else frozenset()
+    if beyond := rights - may:
+        raise Forbidden(
+            f"{exchange.subject} can give no rights that it does not have:"
+            f" {', '.join(sorted(beyond))}.",
+            details={"scopes": sorted(beyond)},
+        )
 
 
 def _check_plan(services: Services, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 
@@ -11,7 +11,9 @@ from deployments.gateway.schemas.base import Answer, Strict
 from deployments.tenants.plans import LimitName
 from deployments.tenants.principal import Role, Scope
 
-Overrides = dict[LimitName, float | None]
+Amount: TypeAlias = Annotated[float, Field(ge=0, le=1_000_000_000)]
+"""More is as good as no limit, and not every store of counters could hold it exactly."""
+Overrides: TypeAlias = dict[LimitName, Amount | None]
 
 
 class TenantRequest(Strict):
