@@ -55,6 +55,7 @@ from deployments.remote import (
     bind_host,
     readiness,
 )
+from deployments.tenants.alerts import Alerts
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
 from deployments.tenants.idempotency import IdempotencyRecords
@@ -376,7 +377,8 @@ class GatewayReplica:
         ledger = Ledger(database, now=time.time, clock=time.monotonic)
         emit, state = _observers(), {}
         if entrance is not None:  # else nobody has limits, and nobody is to pay
-            emit = fan_out(emit, ledger)
+            alerts = Alerts(database=database, now=time.time, emit=emit)
+            emit = fan_out(emit, ledger, alerts)
             state = {"database": database.ping, "counters": counters.ping}
         models = {
             name: self._served(name, model, started) for name, model in self._config.models.items()

@@ -29,6 +29,7 @@ from deployments.gateway.policies.quota_headers import QuotaHeaders
 from deployments.gateway.policies.request_id import RequestId
 from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.routes import (
+    admin_alerts,
     admin_models,
     admin_tenants,
     admin_usage,
@@ -73,6 +74,7 @@ def routes(services: Services) -> list[Operation]:
         *admin_models.operations(services),
         *admin_tenants.operations(services),
         *admin_usage.operations(services),
+        *admin_alerts.operations(services),
         *webhooks.operations(services),
     ]
     methods: defaultdict[str, set[str]] = defaultdict(set)
