@@ -55,6 +55,7 @@ from deployments.remote import (
     bind_host,
     readiness,
 )
+from deployments.tenants.alerts import Alerts
 from deployments.tenants.deletion import Deletion, stores
 from deployments.tenants.directory import Directory
 from deployments.tenants.entrance import authenticator
@@ -382,7 +383,8 @@ class GatewayReplica:
         ledger = Ledger(database, now=time.time, clock=time.monotonic)
         emit, state = _observers(), {}
         if entrance is not None:  # else nobody has limits, and nobody is to pay
-            emit = fan_out(emit, ledger)
+            alerts = Alerts(database=database, now=time.time, emit=emit)
+            emit = fan_out(emit, ledger, alerts)
             state = {"database": database.ping, "counters": counters.ping}
         cache = opened(config.cache, emit)
         elsewhere = stores(counters, None if cache is None else cache.store)

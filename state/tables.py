@@ -221,6 +221,22 @@ usage = Table(
     ),
 )
 
+# What somebody was told of (deployments/tenants/alerts.py)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("tenant", Name, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("period", String(10), nullable=False),  # the month, in UTC
+    Column("threshold", Integer, nullable=False),  # percent
+    Column("entry", String(32), nullable=False, index=True),  # made by the gateway that tells
+    UniqueConstraint("tenant", "kind", "period", "threshold"),
+    sqlite_autoincrement=True,
+)
+
 # Idempotency keys (deployments/tenants/idempotency.py)
 
 idempotency = Table(

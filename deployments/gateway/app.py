@@ -34,6 +34,7 @@ from deployments.gateway.policies.security_headers import SecurityHeaders
 from deployments.gateway.policies.slow_body import SlowBody
 from deployments.gateway.policies.slow_reader import SlowReader
 from deployments.gateway.routes import (
+    admin_alerts,
     admin_models,
     admin_tenant_data,
     admin_tenants,
@@ -90,6 +91,7 @@ def routes(services: Services) -> list[Operation]:
         *admin_tenant_data.operations(services),
         *admin_usage.operations(services),
         *admin_visibility.operations(services),
+        *admin_alerts.operations(services),
         *webhooks.operations(services),
     ]
     paths, deprecations = services.config.paths, services.config.deprecations

@@ -20,3 +20,21 @@ class PiiKind(StrEnum):
     NATIONAL_ID = "national_id"
     IP = "ip"
     PHONE = "phone"
+
+
+class Done(StrEnum):
+    """What came of a text that a guardrail objected to."""
+
+    MASKED = "masked"
+    REFUSED = "refused"
+    REROUTED = "rerouted"
+    """Another model answers it."""
+    UNAVAILABLE = "unavailable"
+    """Nobody could look at it, and it was not let through."""
+    UNCHECKED = "unchecked"
+    """Nobody could look at it, and it was let through."""
+
+
+class Way(StrEnum):
+    INPUT = "input"
+    OUTPUT = "output"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from deployments.caching.reuse import Outcome
+from deployments.guardrails.kinds import Done, Way
 from models.contracts import NO_USAGE, Priority, Timings, Usage
 
 
@@ -148,6 +149,8 @@ class BudgetReached:
 
     tenant: str
     share: float
+    resets_in_s: float | None = None
+    """Until the month of the counters is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,33 @@ class CacheAsked:
     outcome: Outcome
     times: int = 1
     """Inputs, of an embedding call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardrailActed:
+    """A guardrail did something about a text; nothing of the text is in here."""
+
+    guardrail: str
+    category: str
+    """Only names that are configured."""
+    done: Done
+    way: Way
+    tenant: str = "public"
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertRaised:
+    """Something that somebody should hear of: once, whichever gateways have seen it."""
+
+    id: int
+    tenant: str
+    kind: str
+    """``budget``."""
+    period: str
+    """The month, as ``2026-11``."""
+    threshold: int
+    """Percent."""
 
 
 Event: TypeAlias = (
@@ -174,6 +204,8 @@ Event: TypeAlias = (
     | QuotaDenied
     | BudgetReached
     | CacheAsked
+    | GuardrailActed
+    | AlertRaised
 )
 Emit: TypeAlias = Callable[[Event], None]
 

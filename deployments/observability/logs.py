@@ -15,7 +15,7 @@ from typing import TextIO
 
 import orjson
 
-from deployments.observability.events import BatchFailed, Event, RequestFinished
+from deployments.observability.events import AlertRaised, BatchFailed, Event, RequestFinished
 
 FIELDS = ("request_id", "tenant", "model")
 
@@ -65,7 +65,9 @@ def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
 
 
 def log_failures(event: Event) -> None:
-    """A subscriber: one line for a request that failed by our fault, and for a failed batch."""
+    """A subscriber: one line for a request that failed by our fault, for a failed batch, and for
+    an alert.
+    """
     match event:
         case RequestFinished() if event.status >= 500 or (event.code and event.status < 400):
             logger.error(
@@ -83,4 +85,13 @@ def log_failures(event: Event) -> None:
         case BatchFailed():
             logger.error(
                 "a batch of %d failed: %s", event.rows, event.error, extra={"model": event.model}
+            )
+        case AlertRaised():
+            logger.warning(
+                "alert %d: the %s of %s has reached %d %%",
+                event.id,
+                event.kind,
+                event.period,
+                event.threshold,
+                extra={"tenant": event.tenant},
             )

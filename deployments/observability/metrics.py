@@ -17,11 +17,15 @@ from deployments.observability.events import (
     AdapterFailed,
     AdapterLoaded,
     AdaptersResident,
+    AlertRaised,
     BatchFailed,
     BatchRan,
+    BudgetReached,
     CacheAsked,
     EngineState,
     Event,
+    GuardrailActed,
+    QuotaDenied,
     RequestFinished,
     RequestShed,
     RequestStarted,
@@ -139,6 +143,32 @@ CACHE_REQUESTS = Metric(
     Kind.COUNTER,
     "Generator calls and inputs to embed that may be cached, by outcome: hit, join, miss.",
     ("model", "outcome"),
+)
+
+# What was said no to, and what somebody should hear of.
+GUARDRAIL_ACTIONS = Metric(
+    "frontier_guardrail_actions_total",
+    Kind.COUNTER,
+    "Finds of the guardrails: masked, refused, rerouted; unavailable, unchecked: not looked at.",
+    ("guardrail", "category", "action", "direction"),
+)
+QUOTA_DENIED = Metric(
+    "frontier_quota_denied_total",
+    Kind.COUNTER,
+    "Requests refused because a limit of their tenant is reached.",
+    ("limit",),
+)
+BUDGET_REACHED = Metric(
+    "frontier_budget_reached_total",
+    Kind.COUNTER,
+    "Shares of a budget that a gateway saw reached, in percent; each gateway sees for itself.",
+    ("percent",),
+)
+ALERTS = Metric(
+    "frontier_alerts_total",
+    Kind.COUNTER,
+    "Alerts raised, each counted once in the cluster.",
+    ("kind", "percent"),
 )
 
 # The queue in front of a model.
@@ -261,6 +291,15 @@ def record(event: Event, sink: Sink) -> None:
             sink.set(ADAPTER_BYTES, (event.model,), event.bytes)
         case CacheAsked():
             sink.add(CACHE_REQUESTS, (event.model, event.outcome.value), event.times)
+        case GuardrailActed():
+            of = (event.guardrail, event.category, event.done.value, event.way.value)
+            sink.add(GUARDRAIL_ACTIONS, of, event.times)
+        case QuotaDenied():
+            sink.add(QUOTA_DENIED, (event.limit,), 1)
+        case BudgetReached():
+            sink.add(BUDGET_REACHED, (str(round(event.share * 100)),), 1)
+        case AlertRaised():
+            sink.add(ALERTS, (event.kind, str(event.threshold)), 1)
 
 
 def _batch_ran(event: BatchRan, sink: Sink) -> None:

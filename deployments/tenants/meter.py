@@ -336,4 +336,6 @@ class Meter:
             before = self._told.get(tenant, 0.0)
             self._told[tenant] = reached
             if reached > before:
-                self.emit(BudgetReached(tenant=tenant, share=reached))
+                self.emit(
+                    BudgetReached(tenant=tenant, share=reached, resets_in_s=level.reset_ms / 1000)
+                )

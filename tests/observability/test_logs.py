@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from deployments.observability import logs
-from deployments.observability.events import BatchFailed, BatchRan, RequestFinished
+from deployments.observability.events import AlertRaised, BatchFailed, BatchRan, RequestFinished
 
 
 @pytest.fixture
@@ -107,6 +107,15 @@ def test_a_failed_batch_is_logged(stream: io.StringIO) -> None:
     (line,) = lines(stream)
     assert line["message"] == "a batch of 2 failed: RuntimeError: boom"
     assert line["model"] == "m"
+
+
+def test_an_alert_is_logged(stream: io.StringIO) -> None:
+    logs.log_failures(
+        AlertRaised(id=7, tenant="acme", kind="budget", period="2026-11", threshold=80)
+    )
+    (line,) = lines(stream)
+    assert line["message"] == "alert 7: the budget of 2026-11 has reached 80 %"
+    assert (line["level"], line["tenant"]) == ("WARNING", "acme")
 
 
 def test_the_default_stream_is_the_real_stderr(

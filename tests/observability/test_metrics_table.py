@@ -5,17 +5,22 @@ import re
 import pytest
 
 from deployments.caching.reuse import Outcome
+from deployments.guardrails.kinds import Done, Way
 from deployments.observability import metrics
 from deployments.observability.events import (
     AdapterEvicted,
     AdapterFailed,
     AdapterLoaded,
     AdaptersResident,
+    AlertRaised,
     BatchFailed,
     BatchRan,
+    BudgetReached,
     CacheAsked,
     EngineState,
     Event,
+    GuardrailActed,
+    QuotaDenied,
     RequestFinished,
     RequestShed,
     RequestStarted,
@@ -197,3 +202,24 @@ def test_adapters() -> None:
         (metrics.ADAPTERS, ("smollm2",)): 3,
         (metrics.ADAPTER_BYTES, ("smollm2",)): 4096,
     }
+
+
+@pytest.mark.parametrize("done", Done)
+@pytest.mark.parametrize("way", Way)
+def test_guardrails(done: Done, way: Way) -> None:
+    event = GuardrailActed(guardrail="pii", category="email", done=done, way=way, times=3)
+    assert measured(event) == {
+        (metrics.GUARDRAIL_ACTIONS, ("pii", "email", done.value, way.value)): 3
+    }
+
+
+def test_limits_and_budgets() -> None:
+    assert measured(QuotaDenied(tenant="acme", limit="tokens_per_day")) == {
+        (metrics.QUOTA_DENIED, ("tokens_per_day",)): 1
+    }
+    for share, percent in ((0.5, "50"), (0.8, "80"), (1.0, "100")):
+        assert measured(BudgetReached(tenant="acme", share=share)) == {
+            (metrics.BUDGET_REACHED, (percent,)): 1
+        }
+    alert = AlertRaised(id=7, tenant="acme", kind="budget", period="2026-11", threshold=80)
+    assert measured(alert) == {(metrics.ALERTS, ("budget", "80")): 1}
