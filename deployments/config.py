@@ -404,6 +404,7 @@ class RetentionConfig(Section):
     usage_days: Days | None = 400
     """Rows of usage: what last year's bills are made of."""
     audit_days: Days | None = 730
+    """Entries of the audit log, and alerts."""
     dead_keys_days: Days | None = 365
     """API keys, after they were revoked or have expired."""
     every_s: PositiveSeconds = 3600

@@ -24,6 +24,7 @@ from deployments.observability.events import AlertRaised, BudgetReached, Emit, E
 from state import tables
 from state.database import Database, LazyDatabase
 from state.errors import StateUnavailable
+from state.pages import newest_first
 
 logger = logging.getLogger(__name__)
 
@@ -126,17 +127,10 @@ async def raised(
     Raises:
         StateUnavailable: the database is out of reach.
     """
-    id_ = _ALERTS.c.id
-    columns = [each for each in _ALERTS.c if each.name != "entry"]
-    wanted = sa.select(*columns).limit(limit)
+    wanted = sa.select(*(each for each in _ALERTS.c if each.name != "entry"))
     if tenant is not None:
         wanted = wanted.where(_ALERTS.c.tenant == tenant)
-    if after is not None:
-        wanted = wanted.where(id_ > after).order_by(id_)
-    else:
-        wanted = wanted.order_by(id_.desc())
-        if before is not None:
-            wanted = wanted.where(id_ < before)
-    async with database.read() as c:
-        found = [Alert(**each._mapping) for each in await c.execute(wanted)]
-    return found if after is None else found[::-1]
+    rows = await newest_first(
+        database, wanted, _ALERTS.c.id, before=before, after=after, limit=limit
+    )
+    return [Alert(**row._mapping) for row in rows]

@@ -115,6 +115,7 @@ class Deletion:
             "keys": tables.api_keys,
             "idempotency": tables.idempotency,
             "webhook_events": tables.webhook_events,
+            "alerts": tables.alerts,
             "usage": tables.usage,
         }
         async with self.database.read() as c:
@@ -156,6 +157,7 @@ class Deletion:
         for kind, table in (
             ("idempotency", tables.idempotency),
             ("webhook_events", tables.webhook_events),
+            ("alerts", tables.alerts),
         ):
             removed[kind] = await in_batches(self.database, table, table.c.tenant == tenant)
         for kind, forget in self.elsewhere.items():

@@ -22,6 +22,7 @@ from deployments.tenants.principal import Role, Scope
 from models.errors import Conflict, InvalidInput, NotFound
 from state import tables
 from state.database import Database, LazyDatabase
+from state.pages import newest_first
 
 _TENANTS, _KEYS = tables.tenants, tables.api_keys
 TENANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -234,17 +235,11 @@ class Directory:
         self, *, before: int | None = None, after: int | None = None, limit: int = 100
     ) -> Sequence[Entry]:
         """The newest first: from the newest on, or the ones next to an entry on either side."""
-        id_ = tables.audit.c.id
-        wanted = sa.select(tables.audit).limit(limit)
-        if after is not None:
-            wanted = wanted.where(id_ > after).order_by(id_)
-        elif before is not None:
-            wanted = wanted.where(id_ < before).order_by(id_.desc())
-        else:
-            wanted = wanted.order_by(id_.desc())
-        async with self.database.read() as c:
-            found = [Entry(**row._mapping) for row in await c.execute(wanted)]
-        return found if after is None else found[::-1]
+        log = tables.audit
+        rows = await newest_first(
+            self.database, sa.select(log), log.c.id, before=before, after=after, limit=limit
+        )
+        return [Entry(**row._mapping) for row in rows]
 
     async def _insert(
         self,

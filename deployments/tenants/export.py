@@ -26,7 +26,7 @@ ROWS = 100
 """Read ahead of whoever takes the lines; of webhook events, whose payloads are long, fewer."""
 EVENT_ROWS = 8
 KINDS = (
-    *("tenant", "key", "visibility", "usage", "idempotency", "webhook_event", "audit"),
+    *("tenant", "key", "visibility", "usage", "alert", "idempotency", "webhook_event", "audit"),
     "end",
 )
 
@@ -77,6 +77,8 @@ async def _held(c: AsyncConnection, tenant: str) -> AsyncGenerator[Line]:
             yield Line("visibility", {"model": rule["model"], "changed": rule["changed"]})
     async for row in _rows(c, tables.usage, tenant, without={"day"}):
         yield Line("usage", row)
+    async for row in _rows(c, tables.alerts, tenant, without={"entry"}):
+        yield Line("alert", row)
     kept = tables.idempotency
     size = sa.func.length(kept.c.body).label("body_bytes")
     secret = {"owner", "headers", "body"}

@@ -45,6 +45,7 @@ def due(config: RetentionConfig, now: datetime) -> Sequence[Due]:
     """Pure."""
     found = []
     usage, audit, keys = tables.usage, tables.audit, tables.api_keys
+    alerts = tables.alerts
     if config.usage_days is not None:
         where = usage.c.day < _day(now, config.usage_days)
         found.append(Due(what="usage", table=usage, where=where))
@@ -56,6 +57,8 @@ def due(config: RetentionConfig, now: datetime) -> Sequence[Due]:
     if config.audit_days is not None:
         where = audit.c.at < now - timedelta(days=config.audit_days)
         found.append(Due(what="audit", table=audit, where=where))
+        where = alerts.c.at < now - timedelta(days=config.audit_days)
+        found.append(Due(what="alerts", table=alerts, where=where))
     if config.dead_keys_days is not None:
         cut = now - timedelta(days=config.dead_keys_days)
         where = sa.or_(keys.c.revoked < cut, keys.c.expires < cut)

@@ -21,6 +21,7 @@ from models.errors import Conflict, Forbidden
 from state import tables
 from state.database import Database, LazyDatabase
 from state.errors import StateError
+from state.pages import newest_first
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +92,11 @@ class Inbox:
         self, *, before: int | None = None, after: int | None = None, limit: int = 100
     ) -> Sequence[Event]:
         """The newest first: from the newest on, or the ones next to an event on either side."""
-        id_ = _EVENTS.c.id
-        wanted = sa.select(_EVENTS).limit(limit)
-        if after is not None:
-            wanted = wanted.where(id_ > after).order_by(id_)
-        elif before is not None:
-            wanted = wanted.where(id_ < before).order_by(id_.desc())
-        else:
-            wanted = wanted.order_by(id_.desc())
-        async with self._database.read() as c:
-            found = [Event(**row._mapping) for row in await c.execute(wanted)]
-        return found if after is None else found[::-1]
+        every = sa.select(_EVENTS)
+        rows = await newest_first(
+            self._database, every, _EVENTS.c.id, before=before, after=after, limit=limit
+        )
+        return [Event(**row._mapping) for row in rows]
 
     async def forget_expired(self, *, at: datetime) -> int:
         """Delete what is older than it has to be kept; how many those were."""

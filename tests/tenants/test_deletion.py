@@ -60,7 +60,7 @@ async def test_nothing_is_left_that_names_it(directory: Directory) -> None:
     await settle_in(directory, "other")
     others = [key.id for key in await directory.keys("other")]
     done = await deleting(directory).delete("acme", by="me")
-    assert done.removed == {"keys": 2, "idempotency": 1, "webhook_events": 1}
+    assert done.removed == {"keys": 2, "idempotency": 1, "webhook_events": 1, "alerts": 1}
     assert done.renamed == {"usage": 3, "audit": 4}
     # The name of an adapter is the platform's; but the rule of it is nobody's any more.
     assert await named(directory, '"acme"', "request of acme", "bob@acme", "shop of acme") == []
@@ -95,7 +95,7 @@ async def test_a_name_is_free_again(directory: Directory) -> None:
     await directory.create("acme", plan="free", by="me")
     again = await deleting(directory).delete("acme", by="me")
     assert again.called != done.called
-    assert again.removed == {"keys": 0, "idempotency": 0, "webhook_events": 0}
+    assert again.removed == {"keys": 0, "idempotency": 0, "webhook_events": 0, "alerts": 0}
 
 
 async def test_other_stores_forget_it_too(directory: Directory) -> None:
@@ -176,7 +176,7 @@ async def test_what_is_held_is_counted_without_deleting(directory: Directory) ->
     await settle_in(directory, "acme")
     before = await contents(directory.database)
     held = await deleting(directory).held("acme")
-    assert held == {"keys": 2, "idempotency": 1, "webhook_events": 1, "usage": 3}
+    assert held == {"keys": 2, "idempotency": 1, "webhook_events": 1, "alerts": 1, "usage": 3}
     assert await contents(directory.database) == before
     with pytest.raises(NotFound):
         await deleting(directory).held("nobody")
@@ -199,7 +199,7 @@ class Crash(BaseException):
     """The power fails."""
 
 
-@pytest.mark.parametrize("at", range(7))
+@pytest.mark.parametrize("at", range(8))
 async def test_a_crash_anywhere_is_gone_on_from(
     directory: Directory, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +226,7 @@ async def test_a_crash_anywhere_is_gone_on_from(
             crashed = True
         else:
             crashed = False
-    assert crashed == (at < 6), "a deletion takes six transactions; teach this test the others"
+    assert crashed == (at < 7), "a deletion takes seven transactions; teach this test the others"
     if crashed and at > 0:
         assert (await directory.tenant("acme")).deleted_as is not None
         assert await deletion.resume() == 1

@@ -38,6 +38,7 @@ async def test_everything_is_there(directory: Directory) -> None:
         "key": 2,
         "visibility": 1,
         "usage": 3,
+        "alert": 1,
         "idempotency": 1,
         "webhook_event": 1,
         "audit": 6,
@@ -66,7 +67,7 @@ async def test_everything_is_there(directory: Directory) -> None:
 
 async def test_no_table_of_tenants_is_forgotten() -> None:
     """A new one with a column ``tenant`` belongs into an export, and into a deletion."""
-    known = {"api_keys", "usage", "idempotency", "webhook_events"}
+    known = {"api_keys", "usage", "idempotency", "webhook_events", "alerts"}
     found = {table.name for table in tables.metadata.sorted_tables if "tenant" in table.c}
     assert found == known
 

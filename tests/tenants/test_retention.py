@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deployments.config import RetentionConfig
-from deployments.tenants import batches
+from deployments.observability.events import BudgetReached
+from deployments.tenants import alerts, batches
 from deployments.tenants.audit import note
 from deployments.tenants.batches import in_batches
 from deployments.tenants.deletion import Deletion
@@ -81,8 +82,13 @@ async def test_audit_entries_and_dead_keys(directory: Directory) -> None:
         async with directory.database.write() as c:
             wanted = tables.api_keys.c.id == key.id
             await c.execute(tables.api_keys.update().where(wanted).values(**values, label=label))
+    reached = BudgetReached(tenant="acme", share=0.5)
+    async with directory.database.write() as c:
+        for days in (300, 400):
+            at = (NOW - days * DAY).timestamp()
+            await c.execute(tables.alerts.insert().values(alerts.row(reached, at)))
     gone = await of(directory).enforce()
-    assert (gone["audit"], gone["dead keys"]) == (1, 2)
+    assert (gone["audit"], gone["alerts"], gone["dead keys"]) == (1, 1, 2)
     left = {key.label for key in await directory.keys("acme")}
     assert left == {label for label in ends if "long ago" not in label}
     subjects = [entry.subject for entry in await directory.audit()]

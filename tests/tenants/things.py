@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from deployments.observability.events import RequestFinished
+from deployments.observability.events import BudgetReached, RequestFinished
+from deployments.tenants import alerts
 from deployments.tenants.directory import Directory
 from deployments.tenants.idempotency import Answer, IdempotencyRecords, Lease
 from deployments.tenants.ledger import row
@@ -71,6 +72,9 @@ async def settle_in(directory: Directory, tenant: str, *, uses: int = 3) -> str:
         signed=NOW,
     )
     await Inbox(database, dedupe_s=3600).accept(delivery, at=NOW)
+    reached = BudgetReached(tenant=tenant, share=0.5)
+    async with database.write() as c:
+        await c.execute(tables.alerts.insert().values(alerts.row(reached, NOW.timestamp())))
     return key.id
 
 
