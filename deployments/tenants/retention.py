@@ -71,7 +71,7 @@ def late(now: datetime) -> Due:
     """Usage of requests that were running when their tenant was deleted."""
     usage = tables.usage
     where = sa.and_(
-        usage.c.day >= _day(now, 7),  # the end of such a request is minutes away
+        usage.c.day >= _day(now, 1),  # such a request ends within minutes
         usage.c.tenant.not_in(sa.select(tables.tenants.c.name)),
         usage.c.tenant.not_like("(deleted%"),
     )
