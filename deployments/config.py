@@ -470,6 +470,9 @@ class DeprecationsConfig(Section):
     """Of requests that have them: by path, then by the field's name."""
     models: dict[ModelName, Deprecation] = Field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.routes or self.fields or self.models)
+
 
 class GatewayConfig(Section):
     replicas: Replicas = Replicas(cpus=0, target_ongoing_requests=64, drain_s=5)

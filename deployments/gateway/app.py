@@ -115,7 +115,7 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
         *cors(config.cors.allow_origins),
         partial(Access, emit=services.emit, clock=services.clock),
         QuotaHeaders,
-        partial(Deprecations, table=config.deprecations),
+        *([partial(Deprecations, table=config.deprecations)] if config.deprecations else []),
         partial(Failures, now=services.now),
         partial(PathFilter, paths=config.paths, names_below=name_prefixes(operations)),
         partial(Authentication, authenticator=services.authenticator),

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.exchange import exchange_of
+from deployments.gateway.heartbeat import Heartbeat
 from deployments.gateway.policies.disconnect import ClientGone
 
 logger = logging.getLogger(__name__)
@@ -35,13 +37,23 @@ class SlowReader:
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
+        sender: asyncio.Task[Any] | None = None
+        late = False
+
+        def look() -> None:
+            nonlocal late
+            if sender is not None and not late:
+                late = True
+                sender.cancel()
 
         async def send_in_time(message: Message) -> None:
+            nonlocal sender
+            patience.touch()
+            sender = asyncio.current_task()
             try:
-                async with asyncio.timeout(self.limit_s) as limit:
-                    await send(message)
-            except TimeoutError:
-                if not limit.expired():
+                await send(message)
+            except asyncio.CancelledError:
+                if not late or (sender is not None and sender.uncancel() > 0):
                     raise
                 exchange.client_gone = True
                 logger.warning(
@@ -51,5 +63,9 @@ class SlowReader:
                     extra={"request_id": exchange.id},
                 )
                 raise ClientGone from None
+            finally:
+                sender = None
 
-        await self.app(scope, receive, send_in_time)
+        # One timer a request, not one a piece: streams have many.
+        with Heartbeat(self.limit_s, look) as patience:
+            await self.app(scope, receive, send_in_time)
