@@ -115,8 +115,8 @@ async def who() -> Any:
     return await Acme().principal("")
 
 
-def start(engines: list[Engine], folder: Path, **config: Any) -> Engine:
-    told = EngineConfig(**({"slots": 4, "threads": 1, "dtype": "float64"} | config))
+def start(engines: list[Engine], folder: Path, *, slots: int = 4) -> Engine:
+    told = EngineConfig(slots=slots, threads=1, dtype="float64")
     queue = QueueConfig(standard=PriorityClass(capacity=2, weight=4, timeout_s=30))
     engines.append(Engine("tiny", folder, told, queue))
     return engines[-1]
