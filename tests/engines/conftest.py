@@ -5,16 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.engine import Engine
 from tests import tiny_models
 from tests.engines.reference import Reference, with_many_eos
-
-# How long an example takes depends on what else the machine does; pytest-timeout catches hangs.
-settings.register_profile("engines", deadline=None)
-settings.load_profile("engines")
 
 
 @pytest.fixture(scope="session", autouse=True)
