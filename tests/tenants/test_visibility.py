@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from deployments.config import AuthConfig, OidcConfig
 from deployments.tenants.directory import Directory
+from deployments.tenants.entrance import authenticator
 from deployments.tenants.identity import FRESH_S, KeyAuthenticator
 from deployments.tenants.keys import Peppers
 from deployments.tenants.principal import Role, Scope
@@ -100,6 +102,18 @@ async def test_who_says_who_sees_sees_all(
     less = frozenset({Scope.INFERENCE})
     _, minted = await directory.issue("other", role=Role.ADMIN, scopes=less, by="me")
     assert not (await keys.principal(minted.text)).sight.sees("smollm2")
+
+
+@pytest.mark.parametrize("oidc", [None, OidcConfig(issuer="https://nowhere.test", audience="x")])
+async def test_whoever_comes_in_has_a_sight(
+    visibility: Visibility, directory: Directory, peppers: Peppers, oidc: OidcConfig | None
+) -> None:
+    entrance = authenticator(AuthConfig(mode="keys", oidc=oidc), directory, peppers)
+    assert entrance is not None
+    await visibility.show("smollm2", ["acme"], by="me")
+    for tenant, sees in (("acme", True), ("other", False)):
+        _, minted = await directory.issue(tenant, by="me")
+        assert (await entrance.principal(minted.text)).sight.sees("smollm2") is sees
 
 
 async def test_without_the_rules_nobody_gets_through(
