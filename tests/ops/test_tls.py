@@ -211,7 +211,8 @@ def running(command: list[str], folder: Path, *ports: int) -> Iterator[None]:
     path = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
     executable = shutil.which(command[0], path=path)
     if executable is None:
-        pytest.skip(f"{command[0]} is not installed: apt-get install {command[0]}")
+        package = {"nginx": "nginx-light"}.get(command[0], command[0])
+        pytest.skip(f"{command[0]} is not installed: apt-get install {package}")
     said = folder / "said"
     with said.open("wb") as output:
         process = subprocess.Popen(
