@@ -198,7 +198,7 @@ def litellm(folder: Path) -> Iterator[Target]:
         }
         config.write_text(yaml.safe_dump(document))
         [port] = free_ports(1)
-        command = [binary, f"--config={config}", "--host=127.0.0.1", f"--port={port}"]
+        command = [str(binary), f"--config={config}", "--host=127.0.0.1", f"--port={port}"]
         env = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         with started([*command, "--num_workers=1"], env=env, log=folder / "litellm.log") as process:
             url = f"http://127.0.0.1:{port}"
@@ -213,7 +213,7 @@ def installed_litellm() -> Path:
     if not whole.exists():
         print(f"installing LiteLLM {LITELLM} into {folder}: a few minutes, once", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input"]
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input"]
         subprocess.run([*pip, f"litellm[proxy]=={LITELLM}"], check=True)
         whole.touch()
     return folder / "bin" / "litellm"
@@ -265,7 +265,7 @@ def uvicorn(*words: str, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Po
 
 @contextmanager
 def started(
-    command: Sequence[str | Path], *, env: Mapping[str, str], log: Path
+    command: Sequence[str], *, env: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
