@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from deployments.config import GatewayConfig
 from deployments.gateway.app import create_app
+from deployments.gateway.policies.slow_body import SlowBody
 from deployments.tenants.idempotency import IdempotencyRecords
 from state.database import Database
 from state.places import sqlite_url
@@ -40,11 +42,18 @@ def impatient(**config: Any) -> World:
     return World(config=GatewayConfig(**{"request_timeout_s": HOUR, **config}))
 
 
+async def ended(task: asyncio.Future[None]) -> None:
+    """By itself: ``wait_for`` would end it."""
+    await asyncio.wait([task], timeout=5)
+    assert task.done()
+    await task
+
+
 async def test_a_body_that_does_not_end() -> None:
     world = impatient(body_timeout_s=0.05)
     call = RawCall(create_app(world.services()), CHAT)
     call.feed(b'{"model": ', more=True)
-    await asyncio.wait_for(call.task, 5)
+    await ended(call.task)
     assert call.status == 408
     assert (b"connection", b"close") in call.sent[0]["headers"]
     error = orjson.loads(call.bodies[0])["error"]
@@ -64,7 +73,7 @@ async def test_a_byte_now_and_then_is_not_enough() -> None:
             await asyncio.sleep(0.01)
 
     trickling = asyncio.create_task(trickle())
-    await asyncio.wait_for(call.task, 5)
+    await ended(call.task)
     trickling.cancel()
     assert call.status == 408
 
@@ -73,8 +82,25 @@ async def test_who_has_sent_the_body_may_wait_for_the_answer() -> None:
     world = impatient(body_timeout_s=0.05)
     world.generator.delay_s = 0.2
     call = RawCall(create_app(world.services()), INFER, asking())
-    await asyncio.wait_for(call.task, 5)
+    await ended(call.task)
     assert call.status == 200
+
+
+async def test_who_has_sent_the_body_may_be_listened_to() -> None:
+    heard = []
+
+    async def listen(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.extend([await receive(), await receive()])
+
+    incoming: asyncio.Queue[Message] = asyncio.Queue()
+    incoming.put_nowait({"type": "http.request", "body": b"{}", "more_body": False})
+    listening = asyncio.ensure_future(
+        SlowBody(listen, limit_s=0.01)({"type": "http"}, incoming.get, incoming.put)
+    )
+    await asyncio.sleep(0.05)
+    incoming.put_nowait({"type": "http.disconnect"})
+    await ended(listening)
+    assert heard[1] == {"type": "http.disconnect"}
 
 
 async def test_a_body_in_pieces_within_the_limit() -> None:
@@ -83,7 +109,7 @@ async def test_a_body_in_pieces_within_the_limit() -> None:
     for at in range(len(body)):
         await asyncio.sleep(0)
         call.feed(body[at : at + 1], more=at < len(body) - 1)
-    await asyncio.wait_for(call.task, 5)
+    await ended(call.task)
     assert call.status == 200
 
 
@@ -97,7 +123,7 @@ async def test_a_request_that_may_come_again_is_not_begun(tmp_path: Path) -> Non
             headers={**HEADERS, "idempotency-key": "k"},
         )
         call.feed(b"{", more=True)
-        await asyncio.wait_for(call.task, 5)
+        await ended(call.task)
     assert call.status == 408
 
 
@@ -107,7 +133,7 @@ async def test_a_reader_that_stops() -> None:
     call = RawCall(create_app(world.services()), CHAT, chatting(stream=True))
     await call.until(2)
     call.writable.clear()
-    await asyncio.wait_for(call.task, 5)  # returns: the server closes an answer that is not whole
+    await ended(call.task)  # returns: the server closes an answer that is not whole
     assert len(world.generator.cancelled) == 1
     assert world.generator.running == 0
     [event] = world.recorder.finished
@@ -122,7 +148,7 @@ async def test_a_reader_that_takes_its_time_is_not_cut_off() -> None:
     call.writable.clear()
     await asyncio.sleep(0.05)
     call.writable.set()
-    await asyncio.wait_for(call.task, 5)
+    await ended(call.task)
     assert b"".join(call.bodies).endswith(b"data: [DONE]\n\n")
 
 
@@ -138,9 +164,9 @@ async def test_of_two_who_wait_for_one_work_the_other_gets_its_answer(tmp_path: 
         await slow.until(2)
         slow.writable.clear()
         generator.let(1)
-        await asyncio.wait_for(slow.task, 5)
+        await ended(slow.task)
         generator.let(100)
-        await asyncio.wait_for(other.task, 5)
+        await ended(other.task)
     assert b"".join(other.bodies).endswith(b"data: [DONE]\n\n")
     assert not b"".join(slow.bodies).endswith(b"data: [DONE]\n\n")
     assert len(world.generator.requests) == 1
