@@ -211,7 +211,7 @@ class Services:
     """As the configuration has them: a gateway cannot be made without."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guardrails", Guardrails.of(self.config))
+        object.__setattr__(self, "guardrails", Guardrails.of(self.config, self.embedder))
 
     def find(self, name: str) -> tuple[ServedModel, str | None]:
         """The model that ``name`` means, and the adapter: ``MODEL``, ``MODEL:ADAPTER[@VERSION]``.

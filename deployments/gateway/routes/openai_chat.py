@@ -49,7 +49,7 @@ async def create(services: Services, call: Call[ChatRequest]) -> ASGIApp:
         priority=request.waiting_room,
     )
     if stream:
-        chunk = identity("chatcmpl", "chat.completion.chunk", exchange, services.now())
+        chunk = partial(identity, "chatcmpl", "chat.completion.chunk", exchange, services.now())
         encoder = Chunks(chunk, ChunkChoice(), include_usage=include_usage)
         return StreamedResponse(services, exchange, generation, encoder)
     choices = await collect(generation)
