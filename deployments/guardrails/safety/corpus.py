@@ -308,7 +308,7 @@ def _templates(wanted: Callable[[str], bool], requests: Sequence[str]) -> Iterat
         for number, name in enumerate(name for name in names if wanted(name)):
             text = re.sub(r"\{%.*?%\}", "", _yaml(wheel, name)["value"])
             request = requests[number % len(requests)]
-            yield re.sub(r"\{\{.*?\}\}", lambda _, request=request: request, text)
+            yield request.join(re.split(r"\{\{.*?\}\}", text))
 
 
 def _half(name: str) -> int:

@@ -144,7 +144,7 @@ def _masses(counts: Flags, unsafe: Flags, source: Numbers, owner: Numbers) -> Ar
         mass[source == number] /= mass[source == number].sum()
     for kind in (True, False):
         mass[unsafe == kind] /= 2 * mass[unsafe == kind].sum()
-    return cast("Array", mass)
+    return mass
 
 
 def _worst_of_each(logits: Array, owner: Numbers) -> Flags:
