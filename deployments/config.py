@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from deployments.guardrails import blocked
 from deployments.guardrails.kinds import Action, PiiKind
 from deployments.guardrails.patterns import automaton
+from deployments.guardrails.safety.pieces import MOST_TOKENS as SAFETY_TOKENS
 from deployments.tenants.secrets import EXPECTED as EXPECTED_REFERENCE
 from deployments.tenants.secrets import REFERENCE
 from models.contracts import Priority
@@ -245,6 +246,33 @@ class PiiActions(Section):
     output: Action = Action.ALLOW
 
 
+class SafetyConfig(Section):
+    """A light classifier of what a model is asked to answer; docs/guardrails.md has its figures.
+
+    Each prompt costs an embedding, or as many as it is long.
+    """
+
+    model: ModelName
+    """One under ``models`` that embeds: all-MiniLM-L6-v2, whose vectors it was trained on."""
+    threshold: float | None = Field(default=None, gt=0, lt=1)
+    """Lower: more is found, and more of it is harmless. Default: the one it was measured with."""
+    on_hit: Literal["refuse", "reroute"] = "refuse"
+    reroute_to: ModelName | None = None
+    """Answers in place of the model that was asked; also the name in the answer and the bill."""
+    on_failure: Literal["refuse", "allow"] = "refuse"
+    """What happens to a prompt that cannot be checked; refused is 503."""
+    patience_s: PositiveSeconds = 5
+    """How long the vectors may take."""
+    max_chars: int = Field(default=20_000, ge=1)
+    """Of all messages together; what is longer is refused, since not all of it is read."""
+
+    @model_validator(mode="after")
+    def _knows_where_to(self) -> SafetyConfig:
+        if (self.on_hit == "reroute") != (self.reroute_to is not None):
+            raise ValueError("on_hit: reroute and reroute_to: MODEL go together")
+        return self
+
+
 class GuardrailsConfig(Section):
     """Checks of what goes in and comes out (spec C6); docs/guardrails.md has an example."""
 
@@ -253,6 +281,8 @@ class GuardrailsConfig(Section):
     categories: dict[CategoryName, CategoryConfig] = Field(default_factory=dict)
     pii: dict[PiiKind, PiiActions] = Field(default_factory=dict)
     """A kind that is left out is allowed."""
+    safety: SafetyConfig | None = None
+    """Off unless it is here."""
 
 
 class PlanConfig(Section):
@@ -515,6 +545,24 @@ class PlatformConfig(Section):
     models: dict[ModelName, ModelConfig] = Field(min_length=1)
     gateway: GatewayConfig = GatewayConfig()
     registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _safety_has_its_models(self) -> PlatformConfig:
+        guardrails = [self.gateway.guardrails, *(p.guardrails for p in self.gateway.plans.values())]
+        for safety in [each.safety for each in guardrails if each is not None and each.safety]:
+            encoder = self.models.get(safety.model)
+            if not isinstance(encoder, EmbedModel) or encoder.max_tokens < SAFETY_TOKENS:
+                raise ValueError(
+                    f"safety.model is {safety.model!r}: expected the name of a model with task:"
+                    f" embed and max_tokens of {SAFETY_TOKENS} or more"
+                )
+            target = safety.reroute_to
+            if target is not None and not isinstance(self.models.get(target), GenerateModel):
+                raise ValueError(
+                    f"safety.reroute_to is {target!r}: expected the name of a model with task:"
+                    " generate"
+                )
+        return self
 
     @model_validator(mode="after")
     def _names_are_free(self) -> PlatformConfig:

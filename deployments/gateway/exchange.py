@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from deployments.caching.reuse import BY_WORK, Outcome, Wish
-from deployments.observability.events import RequestFinished
+from deployments.guardrails.checks import Inquiry
+from deployments.observability.events import Emit, RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
 from deployments.tenants.sight import EVERYTHING, Sight
@@ -120,6 +121,10 @@ class Exchange:
     def worked(self) -> bool:
         """False: all of the answer was remembered, or computed for another request."""
         return self.outcome in (None, Outcome.MISS)
+
+    def inquiry(self, emit: Emit) -> Inquiry:
+        """For the guardrails, once its priority is known."""
+        return Inquiry(tenant=self.tenant, priority=self.priority or Priority.STANDARD, emit=emit)
 
     def account(self, last: Delta) -> None:
         """Add what the last delta of a generator call reports.

@@ -21,8 +21,9 @@ from deployments.gateway.admission import admit, extend, was_refused
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.metering import bound, prompt_tokens, used
 from deployments.gateway.remembering import remembering_generator
-from deployments.gateway.services import Services
+from deployments.gateway.services import ServedModel, Services
 from deployments.tenants.meter import Admission, Work
+from deployments.tenants.sight import EVERYTHING, Sight
 from models.contracts import (
     NO_USAGE,
     Accountable,
@@ -63,6 +64,8 @@ class Generation:
 
     Input is checked on entering the ``async with``, output before anybody sees it.
 
+    A check of the input may send all of it to another model than the one that was asked.
+
     Raises:
         NotFound, InvalidInput: there is no such model, or it does not generate; or the plan
             does not allow what is asked for.
@@ -81,19 +84,14 @@ class Generation:
         priority: Priority,
         tell_place: bool = False,
     ) -> None:
-        self._generator = remembering_generator(services, exchange, model)
         self._services = services
-        served, adapter = services.find(model, exchange.sight)
-        exchange.model, exchange.adapter, exchange.priority = served.name, adapter, priority
         self._exchange = exchange
+        served, adapter = self._aim(model, exchange.sight)
+        exchange.priority = priority
         self._guard = services.guardrails.of_plan(exchange.plan)
-        sampling = self._guard.sampling(sampling, served.sampling)
+        self._inquiry = exchange.inquiry(services.emit)
+        sampling = self._guard.sampling(sampling, served.sampling, self._inquiry)
         self.choices = exchange.choices = n * len(prompts)
-        self._context = served.context
-        most = sampling.max_tokens or sampling.token_cap or served.context
-        if most is None and services.meter is not None:
-            sampling = replace(sampling, max_tokens=MOST_TOKENS)  # what is reserved must hold
-        self._most_tokens = most or MOST_TOKENS
         exchange.calls = len(prompts)
         left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
         self._requests = [
@@ -120,7 +118,7 @@ class Generation:
         self._stream = stream
         self._admission: Admission | None = None
         self._seen = 0
-        self._outputs = self._guard.output(self.choices)
+        self._outputs = self._guard.output(self.choices, self._inquiry)
         self._pumps: list[asyncio.Task[None]] = []
         self._running = len(prompts)
         self._unfinished = self.choices
@@ -128,16 +126,37 @@ class Generation:
         self._error: Exception | None = None
         self._news: asyncio.Future[None] | None = None
 
+    def _aim(self, model: str, sight: Sight) -> tuple[ServedModel, str | None]:
+        """Ask ``model``; it is named in the answer and pays. Raises NotFound, InvalidInput."""
+        self._generator = remembering_generator(self._services, self._exchange, model, sight)
+        served, adapter = self._services.find(model, sight)
+        self._exchange.model, self._exchange.adapter = served.name, adapter
+        self._context = served.context
+        return served, adapter
+
     async def __aenter__(self) -> Self:
-        """Raises InvalidInput, QuotaExceeded, StateUnavailable: no generator has been called."""
+        """Raises InvalidInput, Unavailable, QuotaExceeded, StateUnavailable: no generator has been
+        called.
+        """
         requests = [
-            replace(request, prompt=await self._guard.prompt(request.prompt))
+            replace(request, prompt=await self._guard.prompt(request.prompt, self._inquiry))
             for request in self._requests
         ]
+        if self._inquiry.reroute_to is not None:
+            # where the configuration sends it, which need not be for everybody to ask for
+            served, adapter = self._aim(self._inquiry.reroute_to, EVERYTHING)
+            requests = [
+                replace(request, model=served.name, adapter=adapter) for request in requests
+            ]
+        sampling = requests[0].sampling
+        most = sampling.max_tokens or sampling.token_cap or self._context
+        if most is None and self._services.meter is not None:  # what is reserved must hold
+            sampling = replace(sampling, max_tokens=MOST_TOKENS)
+            requests = [replace(request, sampling=sampling) for request in requests]
         work = bound(
             [request.prompt for request in requests],
             n=requests[0].n,
-            max_tokens=self._most_tokens,
+            max_tokens=most or MOST_TOKENS,
             context=self._context,
         )
         self._admission = await admit(self._services, self._exchange, work)

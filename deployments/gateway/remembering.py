@@ -16,6 +16,7 @@ from deployments.gateway.services import (
     ServedModel,
     Services,
 )
+from deployments.tenants.sight import Sight
 from models.contracts import GenerateRequest, Generator
 from models.errors import PlatformError
 from state.errors import StateError
@@ -27,13 +28,15 @@ X_CACHE = {
 """Of a route's documentation; ``policies/cache_control.py`` writes it."""
 
 
-def remembering_generator(services: Services, exchange: Exchange, name: str) -> Generator:
+def remembering_generator(
+    services: Services, exchange: Exchange, name: str, sight: Sight
+) -> Generator:
     """Raises NotFound, InvalidInput as ``Services.generator`` does."""
-    generator = services.generator(name, exchange.sight)
-    served, adapter = services.find(name, exchange.sight)
+    generator = services.generator(name, sight)
+    served, adapter = services.find(name, sight)
     if services.cache is None or served.identity is None or not exchange.wish.write:
         return generator
-    if not exchange.sight.sees(served.name, adapter):
+    if not sight.sees(served.name, adapter):
         return generator  # whatever is in the cache from before
     return CachingGenerator(
         inner=generator,

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
-from deployments.tenants.sight import Sight
+from deployments.tenants.sight import EVERYTHING, Sight
 from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
 from models.contracts import Delta, GenerateRequest, Generator, Json, Priority, Sampling
@@ -217,7 +218,8 @@ class Services:
     """As the configuration has them: a gateway cannot be made without."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guardrails", Guardrails.of(self.config))
+        embedder = partial(self.embedder, sight=EVERYTHING)  # checks are the platform's own
+        object.__setattr__(self, "guardrails", Guardrails.of(self.config, embedder))
 
     def seen(self, sight: Sight) -> Mapping[str, ServedModel]:
         """The models that are there for somebody who sees no more than that."""

@@ -43,6 +43,8 @@ class Seen:
     """Up to where the text is decided."""
     refused: Rule | None = None
     """What was found there that ends the text."""
+    masked: Sequence[Rule] = ()
+    """What was masked before, once for each place."""
 
 
 class Screen:
@@ -71,6 +73,7 @@ class Screen:
     def scan(self, text: bytes, at: int, limit: int) -> Seen:
         """Decide ``text`` from ``at`` to ``limit``; one character at least stands before ``at``."""
         shown: list[bytes] = []
+        masked: list[Rule] = []
         ahead: list[Match | None] = []
         if self._any.search(text, _back(text, at)) is not None:
             ahead = [self._next(number, text, at) for number in range(len(self._rules))]
@@ -79,8 +82,9 @@ class Screen:
             rule, action = self._rules[match.rule]
             shown.append(text[at : match.start])
             if action is Action.REFUSE:
-                return Seen(b"".join(shown), match.start, rule)
+                return Seen(b"".join(shown), match.start, rule, masked)
             shown.append(rule.mask.encode())
+            masked.append(rule)
             at = match.end
             ahead = [
                 self._next(number, text, at) if one is not None and one.start < at else one
@@ -89,7 +93,7 @@ class Screen:
         if at < limit:
             shown.append(text[at:limit])
             at = limit
-        return Seen(b"".join(shown), at)
+        return Seen(b"".join(shown), at, masked=masked)
 
     def _next(self, number: int, text: bytes, at: int) -> Match | None:
         """The first match of a rule that begins at or behind ``at``."""
@@ -125,6 +129,8 @@ class Masker:
         self._at = len(START)
         self.refused: Rule | None = None
         """What ended the text: nothing is shown from there on."""
+        self.masked: list[Rule] = []
+        """What was masked so far, once for each place; whoever counts may empty it."""
 
     def push(self, text: str, *, last: bool = False) -> str:
         """What may be shown now that ``text`` is there too; ``last``: nothing more will come."""
@@ -134,6 +140,7 @@ class Masker:
         limit = len(data) if last else self._screen.undecided(data, self._at)
         seen = self._screen.scan(data, self._at, limit)
         self.refused = seen.refused
+        self.masked += seen.masked
         before = _back(data, seen.at)
         self._text, self._at = data[before:], seen.at - before
         return seen.shown.decode()

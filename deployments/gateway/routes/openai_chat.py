@@ -51,7 +51,7 @@ async def create(services: Services, call: Call[ChatRequest]) -> ASGIApp:
         tell_place=stream and wants_place(call.headers),
     )
     if stream:
-        chunk = identity("chatcmpl", "chat.completion.chunk", exchange, services.now())
+        chunk = partial(identity, "chatcmpl", "chat.completion.chunk", exchange, services.now())
         encoder = Chunks(chunk, ChunkChoice(), include_usage=include_usage)
         return StreamedResponse(services, exchange, generation, encoder)
     choices = await collect(generation)

@@ -58,11 +58,12 @@ async def create(services: Services, call: Call[CompletionRequest]) -> ASGIApp:
         priority=request.waiting_room,
         tell_place=stream and wants_place(call.headers),
     )
-    answer = identity("cmpl", "text_completion", exchange, services.now())
     if stream:
-        encoder = Chunks(answer, ChunkChoice(), include_usage=include_usage)
+        chunk = partial(identity, "cmpl", "text_completion", exchange, services.now())
+        encoder = Chunks(chunk, ChunkChoice(), include_usage=include_usage)
         return StreamedResponse(services, exchange, generation, encoder)
     choices = await collect(generation)
+    answer = identity("cmpl", "text_completion", exchange, services.now())
     answer["choices"] = [_choice(index, choice) for index, choice in enumerate(choices)]
     answer["usage"] = usage_of(exchange)
     return json_response(answer, server_timing(services, exchange))

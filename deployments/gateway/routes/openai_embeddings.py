@@ -43,7 +43,7 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     exchange.priority = request.priority or Priority.STANDARD
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
     guard = services.guardrails.of_plan(exchange.plan)
-    texts = await guard.each(request.texts, param="input")
+    texts = await guard.each(request.texts, param="input", inquiry=exchange.inquiry(services.emit))
     async with metered(services, exchange, bound(texts, n=1, max_tokens=0, context=None)):
         result = await embedder.embed(
             texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s

@@ -41,8 +41,10 @@ async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
     inputs = request.rows
     _check_size(services.model(name, exchange.sight), inputs)
     guard = services.guardrails.of_plan(exchange.plan)
+    inquiry = exchange.inquiry(services.emit)
     inputs = [
-        await guard.value(value, param=f"inputs[{index}]") for index, value in enumerate(inputs)
+        await guard.value(value, param=f"inputs[{index}]", inquiry=inquiry)
+        for index, value in enumerate(inputs)
     ]
     left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
     async with metered(services, exchange, Work()):
