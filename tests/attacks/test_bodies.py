@@ -99,11 +99,11 @@ def test_there_is_a_good_body_of_every_kind() -> None:
     assert GOOD.keys() == operations().keys()
 
 
-@pytest.mark.parametrize("name", GOOD)
-async def test_a_good_body_is_taken(send: Sender, name: str) -> None:
+async def test_a_good_body_is_taken(send: Sender) -> None:
     """Or all that follows would prove nothing."""
-    answer = await send(name, json.dumps(GOOD[name][1]).encode())
-    assert answer.status_code == (404 if "rotate" in name else 200), answer.text
+    for name, (_, good) in GOOD.items():
+        answer = await send(name, json.dumps(good).encode())
+        assert answer.status_code == (404 if "rotate" in name else 200), answer.text
 
 
 DEEP = 100_000
@@ -132,14 +132,12 @@ NO_JSON: Mapping[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-async def test_what_is_no_body_is_told_so(
-    send: Sender, world: World, name: str, body: bytes
-) -> None:
-    answer = await send(name, body)
-    assert answer.status_code == 400
-    assert len(answer.content) < 2000, "what is sent does not come back"
+async def test_what_is_no_body_is_told_so(send: Sender, world: World, body: bytes) -> None:
+    for name in GOOD:
+        answer = await send(name, body)
+        assert answer.status_code == 400, name
+        assert len(answer.content) < 2000, "what is sent does not come back"
     assert nobody_was_asked(world)
 
 
@@ -181,14 +179,14 @@ def variants(name: str, value: bytes) -> Iterator[bytes]:
         yield b"{" + json.dumps(field).encode() + b":" + value + (b"," if kept else b"") + rest
 
 
-@pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
-async def test_a_value_that_is_made_to_hurt(send: Sender, name: str, value: bytes) -> None:
+async def test_a_value_that_is_made_to_hurt(send: Sender, value: bytes) -> None:
     """The answers are held to the OpenAPI document, too."""
-    for body in variants(name, value):
-        answer = await send(name, body)
-        assert answer.status_code < 500, (body[:80], answer.text[:300])
-        assert "x-injected" not in answer.headers
+    for name in GOOD:
+        for body in variants(name, value):
+            answer = await send(name, body)
+            assert answer.status_code < 500, (name, body[:80], answer.text[:300])
+            assert "x-injected" not in answer.headers
 
 
 # What is said twice
@@ -220,8 +218,8 @@ async def test_of_a_field_that_is_given_twice_all_see_the_same(
 
 
 def floods(name: str) -> Iterator[tuple[str, bytes]]:
-    """Bodies of a megabyte in which everything is wrong."""
-    size = GatewayConfig().max_body_bytes - 200
+    """Long bodies in which everything is wrong."""
+    size = 300_000
     _, good = GOOD[name]
     head = orjson.dumps(good)[:-1]
     unknown = b",".join(b'"%x":1' % number for number in range(size // 9))[:size].rpartition(b",")[

@@ -38,12 +38,10 @@ PACKAGES = (
     deployments.tenants,
     deployments.webhooks,
 )
-BEYOND = (
-    "models.versions",
-    "deployments.engines.lora_file",
-    "deployments.observability.exposition",
-)
-"""Modules of other packages that read what clients write, or what it has become."""
+BEYOND = ("models.versions", "deployments.engines.lora_file")
+"""Modules of other packages that read what clients write, or what it has become. (What reads the
+metrics of the nodes is none: no label is whatever a client sends.)
+"""
 LENGTH = 100_000
 """Characters of a bomb. Linear: milliseconds. Quadratic: minutes. Exponential: never."""
 PATIENCE_S = 5.0
