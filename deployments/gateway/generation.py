@@ -11,11 +11,11 @@ its slot in the engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from secrets import token_hex
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from deployments.gateway.admission import admit, extend, was_refused
 from deployments.gateway.exchange import Exchange
@@ -175,8 +175,14 @@ class Generation:
 
     async def __aexit__(self, *_: object) -> None:
         running = [pump for pump in self._pumps if not pump.done()]
+        if not running and not self._unfinished:
+            self._settle(None)  # as nearly all do
+            return
         for pump in running:
             pump.cancel()
+        await uninterrupted(self._end(running))
+
+    async def _end(self, running: Sequence[asyncio.Task[None]]) -> None:
         told: Usage | None = None
         try:
             if running:
@@ -323,6 +329,24 @@ class Generation:
             self.nudge()
         if refused is not None:
             raise refused
+
+
+async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end, which is near. Who leaves is cancelled by us, and by the server too.
+
+    Raises:
+        CancelledError: once it is done.
+    """
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def collect(generation: Generation) -> list[Choice]:

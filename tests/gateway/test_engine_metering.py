@@ -122,10 +122,12 @@ def start(engines: list[Engine], folder: Path, *, slots: int = 4) -> Engine:
     return engines[-1]
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_pays_for_what_was_done(
-    engines: list[Engine], plain: Path, stream: bool
+    engines: list[Engine], plain: Path, stream: bool, again: bool
 ) -> None:
+    """``again``: Ray Serve cancels the task of a client that has gone, as we do ourselves."""
     engine = start(engines, plain)
     gate, it = Gate(engine), Metered(engine)
     call = it.call(max_tokens=400, stream=stream)
@@ -133,8 +135,12 @@ async def test_a_client_that_leaves_pays_for_what_was_done(
     await gate.steps(10)
     assert await it.spent() >= 400, "all of it is reserved"
     call.hang_up()
+    if again:
+        await asyncio.sleep(0.02)
+        call.task.cancel()
+        await asyncio.sleep(0.02)
     gate.open()
-    await call.task
+    await asyncio.wait([call.task])
     [event] = it.world.recorder.finished
     assert event.status == 499
     assert event.usage is not None
