@@ -91,6 +91,9 @@ def test_how_it_is_called_sent_and_queued_does_not() -> None:
         "priority": Priority.VIP,
         "timeout_s": 3.0,
         "adapter": "poet@champion",
+        "max_prompt_tokens": 7,
+        "receipt": "r",
+        "tell_place": True,
     }
     untouched = {"model", "prompt", "sampling", "n", "tenant"}
     assert {field.name for field in fields(GenerateRequest)} == changes.keys() | untouched
