@@ -50,6 +50,10 @@ GOOD: Mapping[str, tuple[str, dict[str, Any]]] = {
         "/admin/v1/models/smollm2/adapters",
         {"name": "poet"},
     ),
+    "PUT /admin/v1/models/{model}/visibility": (
+        "/admin/v1/models/smollm2/visibility",
+        {"tenants": "all"},
+    ),
     "POST /admin/v1/tenants": ("/admin/v1/tenants", {"name": "new"}),
     "PATCH /admin/v1/tenants/{tenant}": ("/admin/v1/tenants/acme", {"plan": "pro"}),
     "POST /admin/v1/tenants/{tenant}/keys": ("/admin/v1/tenants/acme/keys", {"label": "x"}),

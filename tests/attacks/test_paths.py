@@ -93,7 +93,7 @@ async def test_no_name_in_an_address_leads_elsewhere(
                 headers=LOCAL,
                 content=orjson.dumps(body) if operation.has_body else None,
             )
-            assert answer.status_code in (400, 404, 405, 503), (path, answer.text)
+            assert answer.status_code in (400, 404, 405, 414, 503), (path, answer.text)
             assert "root:" not in answer.text
     assert not asked(world)
     assert list(world.adapters.found) == ["smollm2:poet"]
@@ -134,6 +134,7 @@ DECIDED: Mapping[str, str] = {
     "OidcConfig.issuer": "of the configuration; asked for its keys, and no other server that a "
     "token names: tests/tenants/test_oidc.py",
     "OidcConfig.jwks_url": "of the configuration",
+    "GatewayConfig.paths": "of the configuration: prefixes of our own",
     "GatewayConfig.webhooks": "of the configuration; it receives, and sends nothing",
     "WebhooksConfig.sources": "of the configuration: who may deliver",
     "HarmlessFields.safety_identifier": "not an address",

@@ -38,6 +38,8 @@ PACKAGES = (
     deployments.tenants,
     deployments.webhooks,
 )
+BY_HAND = ("deployments.guardrails.safety.corpus", "deployments.guardrails.safety.fit")
+"""Not those that no gateway runs, and whose texts are pinned by their hash."""
 BEYOND = ("models.versions", "deployments.engines.lora_file")
 """Modules of other packages that read what clients write, or what it has become. (What reads the
 metrics of the nodes is none: no label is whatever a client sends.)
@@ -59,7 +61,8 @@ _parser: Any = import_module("re._parser")
 def modules() -> Iterator[Any]:
     for package in PACKAGES:
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            yield importlib.import_module(found.name)
+            if found.name not in BY_HAND:
+                yield importlib.import_module(found.name)
     for name in BEYOND:
         yield importlib.import_module(name)
 
@@ -147,6 +150,8 @@ def test_no_bomb_goes_off(where: str) -> None:
 
 INLINE = {
     "deployments/gateway/openapi.py": "of our own paths, when the document is made",
+    "deployments/guardrails/safety/corpus.py": "of texts that are pinned by their hash, by hand",
+    "deployments/guardrails/safety/fit.py": "of the same",
 }
 """Where a pattern has no name, and why no client can reach it."""
 

@@ -13,7 +13,8 @@ MOST_TOKENS = 256
 """That a piece may have; what ``EmbedModel.max_tokens`` has to allow."""
 ROOM = MOST_TOKENS - 2
 """Without the marks for beginning and end."""
-WORDS = re.compile(r"\s*\S+")
+WORDS = re.compile(r"\s*+\S++|\s++")
+"""The second for blanks at the end: they would be tried from each of them on."""
 SENTENCE_END = re.compile(r"[.!?:;][\"')\]]*$")
 FULL_ENOUGH = ROOM * 2 // 3
 """From here on a piece ends with its sentence."""
@@ -45,6 +46,8 @@ def _words(text: str) -> Iterator[str]:
     """With the blanks before them; what would be no piece by itself is cut."""
     for match in WORDS.finditer(text):
         word = match[0]
+        if word.isspace():
+            continue
         if tokens(word) <= ROOM:
             yield word
         else:
