@@ -96,7 +96,9 @@ async def send(client: httpx.AsyncClient) -> Sender:
 
 
 def operations() -> dict[str, Operation]:
-    return {f"{one.method} {one.path}": one for one in routes(World().services()) if one.has_body}
+    return {
+        f"{one.method} {one.path_format}": one for one in routes(World().services()) if one.has_body
+    }
 
 
 def test_there_is_a_good_body_of_every_kind() -> None:

@@ -86,7 +86,7 @@ async def test_no_name_in_an_address_leads_elsewhere(
                 usual = {"model": "smollm2", "name": "poet"}.get(part, "x")
                 given = quote(name, safe="") if part == hostile else usual
                 path = path.replace(f"{{{part}}}", given)
-            body = GOOD.get(f"{operation.method} {operation.path}", ("", {}))[1]
+            body = GOOD.get(f"{operation.method} {operation.path_format}", ("", {}))[1]
             answer = await client.request(
                 operation.method,
                 path,

@@ -31,7 +31,7 @@ from tests.gateway.fakes import World
 from tests.gateway.server import LiveServer, wait_until
 
 LIMITS = PathsConfig()
-NAMES = (b"/v1/models/",)
+NAMES = (b"/v1/models/", b"/admin/v1/models/")
 
 
 def get(server: LiveServer, target: bytes) -> tuple[int, Any]:

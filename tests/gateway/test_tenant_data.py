@@ -158,7 +158,7 @@ async def test_a_tenant_is_deleted(admin: httpx.AsyncClient) -> None:
     answer = await admin.delete(ACME)
     assert answer.status_code == 200
     data = answer.json()["data"]
-    assert data["removed"] == {"keys": 2, "idempotency": 1, "webhook_events": 1}
+    assert data["removed"] == {"keys": 2, "idempotency": 1, "webhook_events": 1, "alerts": 1}
     assert data["renamed"]["usage"] == 3
     for method, path in (("GET", ACME), ("GET", f"{ACME}/export"), ("DELETE", ACME)):
         assert (await admin.request(method, path)).status_code == 404

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ async def test_what_was_reserved_for_it_is_given_back(
         path, body = asking(f"smollm2:{HIDDEN}")["chat"]
         assert (await other.post(path, json=body)).status_code == 404
     while world.meter._tasks:
-        await next(iter(world.meter._tasks))
+        await asyncio.wait(world.meter._tasks)
     after = {level.name: level.remaining for level in await world.meter.levels(principal)}
     assert after["tokens_per_day"] == before["tokens_per_day"]
 

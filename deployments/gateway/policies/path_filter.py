@@ -88,11 +88,12 @@ def _is_below(path: str, prefixes: Sequence[str]) -> bool:
 
 def name_prefixes(operations: Sequence[Operation]) -> tuple[bytes, ...]:
     """Where a route takes the rest of the path as one name."""
-    return tuple(
+    found = (
         operation.path_format.partition("{")[0].encode("ascii")
         for operation in operations
         if any(isinstance(each, PathConvertor) for each in operation.param_convertors.values())
     )
+    return tuple(dict.fromkeys(found))
 
 
 class PathFilter:

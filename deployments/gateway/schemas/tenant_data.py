@@ -15,6 +15,7 @@ class ExportLine(Answer):
         "key",
         "visibility",
         "usage",
+        "alert",
         "idempotency",
         "webhook_event",
         "audit",
