@@ -103,6 +103,9 @@ class InstantReplica(Instant):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(identity(GenerateModel.model_validate(config)))
 
+    async def answer(self, request: GenerateRequest) -> list[Delta]:
+        return [delta async for delta in self.generate(request)]
+
     async def ping(self) -> None:
         """Answers while the replica can take requests."""
 

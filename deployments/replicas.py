@@ -142,6 +142,10 @@ class GeneratorReplica:
         except PlatformError as error:
             yield error
 
+    async def answer(self, request: GenerateRequest) -> list[Delta | PlatformError]:
+        """All that ``generate`` yields, for those who want nothing before its end."""
+        return [item async for item in self.generate(request)]
+
     async def spent(self, receipts: Sequence[str]) -> list[Usage | None]:
         """What was done for requests whose clients have left; ``None``: not here, or not known."""
         return list(await asyncio.gather(*(self._engine.accounts.spent(each) for each in receipts)))

@@ -91,7 +91,7 @@ async def ask(shell: GeneratorReplica, adapter: str | None) -> str | PlatformErr
         sampling=Sampling(max_tokens=8, temperature=0, ignore_eos=True),
     )
     text = ""
-    async for item in shell.generate(request):
+    for item in await shell.answer(request):
         if isinstance(item, PlatformError):
             return item
         text += item.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,7 +31,8 @@ from state.errors import StateUnavailable
 from state.patience import SERVER_S
 
 Item = Delta | PlatformError | Exception
-REQUEST = GenerateRequest(id="r", model="m", prompt=(1,))
+REQUEST = GenerateRequest(id="r", model="m", prompt=(1,), stream=True)
+WHOLE = replace(REQUEST, stream=False)
 
 
 class Stream:
@@ -47,6 +48,12 @@ class Stream:
                 raise item
             yield item
 
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self._whole().__await__()
+
+    async def _whole(self) -> list[Any]:
+        return [item async for item in self]
+
     def cancel(self) -> None:
         self.cancelled = True
 
@@ -59,6 +66,7 @@ class Replicas:
         self._scripts = scripts
         self.streams: list[Stream] = []
         self.generate = SimpleNamespace(remote=self._generate)
+        self.answer = SimpleNamespace(remote=self._generate)
         self.embed = SimpleNamespace(remote=self._embed)
 
     def options(self, *, stream: bool) -> Replicas:
@@ -87,10 +95,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RETRY_DELAY_S", 0.0)
 
 
-def generate(replicas: Replicas, *, retries: int = 1) -> list[Delta]:
+def generate(
+    replicas: Replicas, *, retries: int = 1, request: GenerateRequest = REQUEST
+) -> list[Delta]:
     async def collect() -> list[Delta]:
         generator = RemoteGenerator("m", replicas.handle, retries=retries)
-        return [delta async for delta in generator.generate(REQUEST)]
+        return [delta async for delta in generator.generate(request)]
 
     return asyncio.run(collect())
 
@@ -124,6 +134,27 @@ def test_a_stream_that_had_begun_is_not_repeated() -> None:
     assert replicas.calls == 1
 
 
+def test_what_is_not_streamed_has_not_begun_before_it_is_there() -> None:
+    replicas = Replicas([delta(1), ActorDiedError()], [delta(1), delta(2)])
+    assert generate(replicas, request=WHOLE) == [delta(1), delta(2)]
+    assert replicas.calls == 2
+
+
+def test_what_is_not_streamed_may_end_in_an_error() -> None:
+    refusal = InvalidInput("no", param="prompt")
+    got: list[Delta] = []
+
+    async def collect() -> None:
+        replicas = Replicas([delta(1), refusal])
+        async for each in RemoteGenerator("m", replicas.handle, retries=3).generate(WHOLE):
+            got.append(each)  # noqa: PERF401  # what came before the error counts
+
+    with pytest.raises(InvalidInput) as caught:
+        asyncio.run(collect())
+    assert caught.value is refusal
+    assert got == [delta(1)]
+
+
 def test_attempts_are_bounded() -> None:
     replicas = Replicas(*[[ActorDiedError()]] * 9)
     with pytest.raises(UpstreamError):
@@ -151,6 +182,29 @@ def test_a_client_that_leaves_cancels_the_replica() -> None:
 
     asyncio.run(leave())
     assert replicas.streams[0].cancelled
+
+
+@pytest.mark.parametrize("request_", [REQUEST, WHOLE], ids=["streamed", "whole"])
+def test_a_client_that_does_not_wait_any_longer_cancels_the_replica(
+    request_: GenerateRequest,
+) -> None:
+    class Busy(Stream):
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            await asyncio.sleep(60)
+            yield delta(1)
+
+    async def leave() -> None:
+        busy = Busy([])
+        replicas = Replicas()
+        replicas.generate.remote = replicas.answer.remote = lambda _: busy
+        generator = RemoteGenerator("m", replicas.handle, retries=1)
+        waiting = asyncio.ensure_future(anext(generator.generate(request_)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert busy.cancelled
+
+    asyncio.run(leave())
 
 
 def test_a_place_is_no_output() -> None:
