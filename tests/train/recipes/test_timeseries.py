@@ -112,6 +112,7 @@ def test_the_smoke_run(undisturbed: tuple[Path, dict[str, float]]) -> None:
         assert gate.holds(metrics[name]), name
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["air_mape_naive"] == pytest.approx(9.99, abs=0.005)
+    assert metrics["air_mape_sarima"] == pytest.approx(2.90, abs=0.005), "as statsmodels has it"
     assert RECIPE.load is not None
     answers: Any = RECIPE.load(out / "artifact").predict_batch(RECIPE.sample)
     assert [answer["method"] for answer in answers] == ["theta", "lstm", "theta"]
