@@ -28,7 +28,7 @@ STRIPE = {"sources": {"stripe": {"secrets": "${STRIPE_SECRETS}", "tenant": "acme
 class NobodyThere:
     """A handle to a model that no test asks anything."""
 
-    generate = None
+    generate = answer = None
 
     def options(self, **_: object) -> NobodyThere:
         return self
