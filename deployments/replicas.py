@@ -9,6 +9,7 @@ in the engines' threads.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import sys
 import time
@@ -368,10 +369,17 @@ def _predictor(model: FixedCost, folder: Path) -> Predictor:
     return predictor
 
 
+COLLECT_AFTER = (5_000, 20, 50)
+"""When a gateway looks for cycles, as ``gc.set_threshold`` takes it. What a request makes is gone
+when it is answered: Python's usual 700 look at the requests under way again and again, and find
+nothing, for a twentieth of the time."""
+
+
 class GatewayReplica:
     """One gateway, with a handle to every model of the configuration."""
 
     def __init__(self, config: Mapping[str, Any], handles: Mapping[str, DeploymentHandle]) -> None:
+        gc.set_threshold(*COLLECT_AFTER)
         self._config = PlatformConfig.model_validate(config)
         self._handles = handles
         self._database = LazyDatabase(patience_s=SERVER_S)

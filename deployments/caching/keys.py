@@ -12,14 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TypeAlias
 
-from models.contracts import ChatMessage, GenerateRequest, Prompt
+from models.contracts import ChatMessage, GenerateRequest, Prompt, Sampling
 
 FORMAT = 1
 """Of keys and of entries: another number begins with an empty cache."""
 DIGITS = 9
+# All fields: one that is new in the contract must not be forgotten here.
+_SAMPLING = tuple(field.name for field in fields(Sampling))
+_MESSAGE = tuple(field.name for field in fields(ChatMessage))
+# Not orjson: a prompt may hold half a surrogate pair, which that refuses.
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 Normal: TypeAlias = "str | int | float | list[Normal] | dict[str, Normal] | None"
 
@@ -44,8 +49,7 @@ def generation_key(request: GenerateRequest, version: str) -> str:
             "version": version,
             "prompt": _prompt(request.prompt),
             "n": request.n,
-            # All fields: one that is new in the contract must not be forgotten here.
-            "sampling": asdict(request.sampling),
+            "sampling": {name: getattr(request.sampling, name) for name in _SAMPLING},
         }
     )
 
@@ -87,17 +91,20 @@ def normal(value: object) -> Normal:
     raise TypeError(f"{type(value).__name__} has no place in a key")
 
 
-def _prompt(prompt: Prompt) -> Normal:
+def _prompt(prompt: Prompt) -> Mapping[str, object]:
     """The three kinds apart: a text is no conversation of one message."""
     if isinstance(prompt, str):
         return {"text": prompt}
     if prompt and isinstance(prompt[0], ChatMessage):
-        return {"messages": normal([asdict(m) for m in prompt if isinstance(m, ChatMessage)])}
-    return {"tokens": normal(prompt)}
+        messages = [message for message in prompt if isinstance(message, ChatMessage)]
+        return {
+            "messages": [
+                {name: getattr(message, name) for name in _MESSAGE} for message in messages
+            ]
+        }
+    return {"tokens": prompt}
 
 
 def digest(facts: Mapping[str, object]) -> str:
     """The SHA-256 of facts, the same wherever their meaning is."""
-    # Not orjson: a prompt may hold half a surrogate pair, which that refuses.
-    text = json.dumps(normal(facts), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_JSON.encode(normal(facts)).encode("ascii")).hexdigest()

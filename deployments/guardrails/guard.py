@@ -79,7 +79,10 @@ class Guard:
             )
             inquiry.tell_refused(unread)
             raise unread
-        texts = await _through(checks, [message.content for message in messages], inquiry)
+        said = [message.content for message in messages]
+        texts = await _through(checks, said, inquiry)
+        if texts == said:
+            return prompt
         return tuple(
             [replace(message, content=text) for message, text in zip(messages, texts, strict=True)]
         )

@@ -42,6 +42,12 @@ COMPUTED = "computed"
 """What a row says that is neither of these."""
 MOST_TEXT = 1000
 """Characters, of a column that has no limit of its own."""
+_LENGTHS = {
+    column.name: column.type.length or MOST_TEXT
+    for column in _USAGE.columns
+    if isinstance(column.type, sa.String)
+}
+"""Of the columns that hold text."""
 FLUSH_S = 0.5
 BATCH_ROWS = 500
 MOST_WAITING = 50_000
@@ -171,16 +177,17 @@ def row(event: RequestFinished, now: float) -> dict[str, Any]:
         "decode_ms": round(timings.decode_s * 1000) if timings else 0,
         "cost": event.cost,
     }
-    return {name: _fitting(name, value) for name, value in told.items()}
+    for name, length in _LENGTHS.items():
+        if (value := told[name]) is not None:
+            told[name] = _fitting(str(value), length)
+    return told
 
 
-def _fitting(name: str, value: Any) -> Any:
+def _fitting(value: str, length: int) -> str:
     """As the column takes it. What a client may have written must not keep a row from being."""
-    if not isinstance(value, str):
+    if value.isascii() and len(value) <= length and "\0" not in value:  # as nearly all are
         return value
-    length = getattr(_USAGE.c[name].type, "length", None) or MOST_TEXT
-    text = value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    return text[:length]
+    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[:length]
 
 
 def _is_about_rows(error: DBAPIError) -> bool:

@@ -10,21 +10,25 @@ store keeps it alike and Lua (``quota.lua``) reckons exactly as Python does::
 
 What is reserved counts as used until it is settled, in the window in which it was reserved.
 Time never goes back in a cell, whatever a clock does.
+
+Every request makes some dozens of these values: tuples, which cost a third of frozen dataclasses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeAlias
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
 
 Cell: TypeAlias = list[int]
 
 SLICES = 10
 """Of a sliding window. One more is counted, so that no window of any beginning holds more than
 the limit; in return a use is remembered up to a tenth longer than it must be."""
+DAY_MS = 86_400_000
 TICKS = 60_000
 """Of a token bucket's window, at most: its level is a whole number that a double holds exactly."""
 
@@ -48,29 +52,25 @@ class Limit:
     """Most that may be used of it in a window."""
     window_ms: int = 0
     """0: a calendar month in UTC, of a fixed window; means nothing where things are concurrent."""
+    key: str = field(init=False, repr=False, compare=False)
+    """Of its cell: another strategy or window begins anew, another amount does not."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.name}:{self.strategy}:{self.window_ms}")
         if self.amount < 0:
             raise ValueError(f"{self.name}: amount is {self.amount}, expected 0 or more")
         months = self.strategy in (Strategy.FIXED_WINDOW, Strategy.CONCURRENT)
         if self.window_ms < (0 if months else SLICES):
             raise ValueError(f"{self.name}: window_ms is {self.window_ms}, expected a length")
 
-    @property
-    def key(self) -> str:
-        """Of its cell: another strategy or window begins anew, another amount does not."""
-        return f"{self.name}:{self.strategy}:{self.window_ms}"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
+class Demand(NamedTuple):
     limit: Limit
     amount: int
     """0: only ask."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class Level(NamedTuple):
     """Where a limit stands."""
 
     name: str
@@ -86,8 +86,7 @@ class Level:
         return self.retry_ms == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
+class Hold(NamedTuple):
     """What a lease holds of one limit."""
 
     limit: Limit
@@ -96,8 +95,7 @@ class Hold:
     amount: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     allowed: bool
     levels: tuple[Level, ...]
     """One a demand, in order; after the reservation if there is one."""
@@ -116,25 +114,25 @@ def decide(
         running: leases of the owner that are neither settled nor expired.
         now_ms: Unix milliseconds.
     """
-    before = [_level(each, cells.get(each.limit.key, []), running, now_ms) for each in demands]
-    if not all(level.fits for level in before):
+    before = [
+        _level(limit, cells.get(limit.key, []), amount, running, now_ms)
+        for limit, amount in demands
+    ]
+    if not all(level.retry_ms == 0 for level in before):
         return Decision(allowed=False, levels=tuple(before), cells={}, holds=())
     changed: dict[str, Cell] = {}
     holds: list[Hold] = []
-    for each in demands:
-        if each.amount:
-            place, cell = _charged(each.limit, cells.get(each.limit.key, []), each.amount, now_ms)
-            changed[each.limit.key] = cell
-            holds.append(Hold(limit=each.limit, place=place, amount=each.amount))
-    running += bool(holds)
+    for limit, amount in demands:
+        if amount:
+            place, changed[limit.key] = _charged(limit, cells.get(limit.key, []), amount, now_ms)
+            holds.append(Hold(limit, place, amount))
+    if not holds:
+        return Decision(allowed=True, levels=tuple(before), cells={}, holds=())
     after = tuple(
-        _level(
-            Demand(limit=each.limit, amount=0),
-            changed.get(each.limit.key, cells.get(each.limit.key, [])),
-            running,
-            now_ms,
-        )
-        for each in demands
+        [
+            _level(limit, changed.get(limit.key, cells.get(limit.key, [])), 0, running + 1, now_ms)
+            for limit, _ in demands
+        ]
     )
     return Decision(allowed=True, levels=after, cells=changed, holds=tuple(holds))
 
@@ -156,47 +154,34 @@ def settle(
     return changed
 
 
-def _level(demand: Demand, cell: Cell, running: int, now_ms: int) -> Level:
-    limit, amount = demand.limit, demand.amount
+def _level(limit: Limit, cell: Cell, amount: int, running: int, now_ms: int) -> Level:
+    """Where it stands for one who asks for ``amount``."""
+    retry_ms: int | None
     match limit.strategy:
         case Strategy.CONCURRENT:
-            used, reset_ms = running, 0
-            retry_ms = None if amount > limit.amount else 1000
+            remaining, reset_ms, retry_ms = limit.amount - running, 0, 1000
         case Strategy.FIXED_WINDOW:
             window, end_ms = _window(limit, now_ms)
             used = cell[1] if cell and cell[0] >= window else 0
-            reset_ms = end_ms - now_ms
-            retry_ms = None if amount > limit.amount else reset_ms
+            remaining = limit.amount - used
+            reset_ms = retry_ms = end_ms - now_ms
         case Strategy.SLIDING_WINDOW:
             used, reset_ms, retry_ms = _slid(limit, cell, amount, now_ms)
+            remaining = limit.amount - used
         case Strategy.TOKEN_BUCKET:
             tick_ms, ticks = _ticks(limit)
             level = _refilled(limit, cell, now_ms)
-            full = limit.amount * ticks
-            free = level // ticks
-            reset_ms = _ceil(full - level, limit.amount) * tick_ms if limit.amount else 0
-            retry_ms = (
-                None
-                if amount > limit.amount
-                else _ceil(amount * ticks - level, limit.amount) * tick_ms
-                if limit.amount
-                else 0
-            )
-            return Level(
-                name=limit.name,
-                amount=limit.amount,
-                remaining=free,
-                reset_ms=reset_ms,
-                retry_ms=0 if amount <= free else retry_ms,
-            )
-    remaining = max(0, limit.amount - used)
-    return Level(
-        name=limit.name,
-        amount=limit.amount,
-        remaining=remaining,
-        reset_ms=reset_ms,
-        retry_ms=0 if amount <= remaining else retry_ms,
-    )
+            remaining = level // ticks
+            reset_ms = retry_ms = 0
+            if limit.amount:
+                reset_ms = _ceil(limit.amount * ticks - level, limit.amount) * tick_ms
+                retry_ms = _ceil(amount * ticks - level, limit.amount) * tick_ms
+    remaining = max(0, remaining)
+    if amount <= remaining:
+        retry_ms = 0
+    elif amount > limit.amount:
+        retry_ms = None
+    return Level(limit.name, limit.amount, remaining, reset_ms, retry_ms)
 
 
 def _charged(limit: Limit, cell: Cell, amount: int, now_ms: int) -> tuple[int, Cell]:
@@ -247,7 +232,13 @@ def _window(limit: Limit, now_ms: int) -> tuple[int, int]:
     if limit.window_ms:
         window = now_ms // limit.window_ms
         return window, (window + 1) * limit.window_ms
-    now = datetime.fromtimestamp(now_ms / 1000, UTC)
+    return _month(now_ms // DAY_MS)
+
+
+@lru_cache(maxsize=4)
+def _month(day: int) -> tuple[int, int]:
+    """Of a day since 1970: its month's number, and when that ends in Unix milliseconds."""
+    now = datetime.fromtimestamp(day * DAY_MS / 1000, UTC)
     month = now.year * 12 + now.month - 1
     year, following = divmod(month + 1, 12)
     return month, int(datetime(year, following + 1, 1, tzinfo=UTC).timestamp()) * 1000
@@ -261,7 +252,7 @@ def _kept(cell: Cell, slice_: int) -> Cell:
     return cell[at:]
 
 
-def _slid(limit: Limit, cell: Cell, amount: int, now_ms: int) -> tuple[int, int, int | None]:
+def _slid(limit: Limit, cell: Cell, amount: int, now_ms: int) -> tuple[int, int, int]:
     """Used, and the milliseconds until nothing is and until ``amount`` fits."""
     width = limit.window_ms // SLICES
     kept = _kept(cell, now_ms // width)
@@ -273,7 +264,7 @@ def _slid(limit: Limit, cell: Cell, amount: int, now_ms: int) -> tuple[int, int,
         if amount > limit.amount - left:
             left -= kept[at + 1]
             retry_ms = reset_ms
-    return used, reset_ms, None if amount > limit.amount else retry_ms
+    return used, reset_ms, retry_ms
 
 
 def _ticks(limit: Limit) -> tuple[int, int]:

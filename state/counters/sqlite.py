@@ -12,6 +12,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +37,11 @@ CREATE TABLE IF NOT EXISTS leases (
     PRIMARY KEY (owner, lease)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS leases_expire ON leases (owner, expires_ms);
+"""
+_LOOK = """
+SELECT (SELECT cells FROM cells WHERE owner = :owner),
+       (SELECT count(*) FROM leases WHERE owner = :owner AND expires_ms > :now_ms),
+       EXISTS (SELECT 1 FROM leases WHERE owner = :owner AND expires_ms <= :now_ms)
 """
 
 
@@ -87,13 +93,16 @@ class SqliteCounters:
 
     async def settle(self, owner: str, lease: str, used: Mapping[str, int]) -> bool:
         def act(now_ms: int) -> bool:
-            cells, _ = self._read(owner, now_ms)
             found = self._connection.execute(
-                "DELETE FROM leases WHERE owner = ? AND lease = ? RETURNING holds", (owner, lease)
+                "DELETE FROM leases WHERE owner = ? AND lease = ? AND expires_ms > ?"
+                " RETURNING holds, (SELECT cells FROM cells WHERE cells.owner = leases.owner)",
+                (owner, lease, now_ms),
             ).fetchone()
             if found is None:
                 return False
-            self._write(owner, cells, settle(cells, _unpacked(found[0]), used, now_ms))
+            holds, kept = found
+            cells = _cells(kept)
+            self._write(owner, cells, settle(cells, _unpacked(holds), used, now_ms))
             return True
 
         return await self._alone(act)
@@ -133,11 +142,13 @@ class SqliteCounters:
 
     def _read(self, owner: str, now_ms: int) -> tuple[dict[str, Cell], int]:
         """The owner's cells and running leases, once those that are over are gone."""
-        execute = self._connection.execute
-        execute("DELETE FROM leases WHERE owner = ? AND expires_ms <= ?", (owner, now_ms))
-        found = execute("SELECT cells FROM cells WHERE owner = ?", (owner,)).fetchone()
-        [running] = execute("SELECT count(*) FROM leases WHERE owner = ?", (owner,)).fetchone()
-        return (orjson.loads(found[0]) if found else {}), running
+        about = {"owner": owner, "now_ms": now_ms}
+        kept, running, over = self._connection.execute(_LOOK, about).fetchone()
+        if over:
+            self._connection.execute(
+                "DELETE FROM leases WHERE owner = :owner AND expires_ms <= :now_ms", about
+            )
+        return _cells(kept), running
 
     def _write(self, owner: str, cells: Mapping[str, Cell], changed: Mapping[str, Cell]) -> None:
         if changed:
@@ -171,21 +182,24 @@ class SqliteCounters:
         return result
 
 
+def _cells(kept: bytes | None) -> dict[str, Cell]:
+    return orjson.loads(kept) if kept is not None else {}
+
+
 def _packed(holds: Sequence[Hold]) -> bytes:
     return orjson.dumps(
         [
-            (h.limit.name, h.limit.strategy, h.limit.amount, h.limit.window_ms, h.place, h.amount)
-            for h in holds
+            (limit.name, limit.strategy, limit.amount, limit.window_ms, place, amount)
+            for limit, place, amount in holds
         ]
     )
 
 
 def _unpacked(holds: bytes) -> list[Hold]:
-    return [
-        Hold(
-            limit=Limit(name=name, strategy=Strategy(strategy), amount=amount, window_ms=window_ms),
-            place=place,
-            amount=held,
-        )
-        for name, strategy, amount, window_ms, place, held in orjson.loads(holds)
-    ]
+    return [Hold(_limit(*limit), place, held) for *limit, place, held in orjson.loads(holds)]
+
+
+@lru_cache(maxsize=1024)
+def _limit(name: str, strategy: str, amount: int, window_ms: int) -> Limit:
+    """There are a few of them, and a request has several."""
+    return Limit(name=name, strategy=Strategy(strategy), amount=amount, window_ms=window_ms)
