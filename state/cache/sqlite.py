@@ -1,33 +1,26 @@
-"""A cache in one file, shared by the processes of a machine.
+"""A cache in one file, shared by the processes of a machine (``state/sqlite_file.py``).
 
-Reading takes no lock and some ten microseconds, so it runs where it is asked for. A hit is
-noted at most once in ``TOUCH_MS``, because a note is a write and writers wait for each other;
-that is as exact as "unused for longest" needs to be. Nothing is flushed to the disk: what a
-crash of the machine loses is computed again.
+Reading takes no lock. A hit is noted at most once in ``TOUCH_MS``, because a note is a write and
+writers wait for each other; that is as exact as "unused for longest" needs to be. What a crash of
+the machine loses is computed again.
 
 Answers are their tenants': the file is for its owner's eyes only.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from state.cache.contract import Bounds, size
-from state.errors import StateMisconfigured, StateUnavailable
-from state.sqlite_file import OPEN_S, is_busy, share
-
-T = TypeVar("T")
+from state.sqlite_file import SqliteFile
 
 TOUCH_MS = 1000
 PATIENCE_S = 0.1
 """How long a call may wait for others; after that computing may well be quicker."""
-RETRY_S = 0.0005
 
 # ``used`` is the time in milliseconds, and a little more where several fall together, so that
 # no two entries have the same. The triggers keep the sum, whoever writes.
@@ -65,31 +58,21 @@ class SqliteCache:
     """
 
     def __init__(self, file: Path, bounds: Bounds, clock: Callable[[], float] = time.time) -> None:
-        self._file = file
         self._bounds = bounds
         self._clock = clock
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch(mode=0o600)
-            self._connection = sqlite3.connect(file, isolation_level=None, timeout=OPEN_S)
-            share(self._connection)
-            self._connection.execute("PRAGMA synchronous=OFF")
-            self._connection.executescript(_SCHEMA)
-            self._connection.execute("PRAGMA busy_timeout=0")
-        except (OSError, sqlite3.Error) as error:
-            raise StateMisconfigured(f"the cache in {file}: {error}") from None
+        self._file = SqliteFile("the cache", file, _SCHEMA)
 
     async def get(self, owner: str, keys: Sequence[str]) -> list[bytes | None]:
         def act() -> list[bytes | None]:
             now_ms = self._now_ms()
             return [self._look(owner, key, now_ms) for key in keys]
 
-        return await self._patiently(act)
+        return await self._file.read(act, within_s=PATIENCE_S)
 
     async def put(self, owner: str, entries: Mapping[str, bytes], *, ttl_s: float) -> None:
         def act() -> None:
             now_ms = self._now_ms()
-            execute = self._connection.execute
+            execute = self._file.execute
             execute("DELETE FROM entries WHERE expires_ms <= ?", (now_ms,))
             for key, value in entries.items():
                 execute("DELETE FROM entries WHERE owner = ? AND key = ?", (owner, key))
@@ -106,26 +89,24 @@ class SqliteCache:
                 execute(_INSERT, entry)
                 self._make_room()
 
-        await self._patiently(lambda: self._transaction(act))
+        await self._file.write(act, within_s=PATIENCE_S)
 
     async def drop(self, owner: str) -> int:
         def act() -> int:
-            return self._connection.execute(
-                "DELETE FROM entries WHERE owner = ?", (owner,)
-            ).rowcount
+            return self._file.execute("DELETE FROM entries WHERE owner = ?", (owner,)).rowcount
 
-        return await self._patiently(lambda: self._transaction(act))
+        return await self._file.write(act, within_s=PATIENCE_S)
 
     async def ping(self) -> None:
-        await self._patiently(
-            lambda: self._connection.execute("SELECT bytes FROM total").fetchone()
+        await self._file.read(
+            lambda: self._file.execute("SELECT bytes FROM total").fetchone(), within_s=PATIENCE_S
         )
 
     async def close(self) -> None:
-        self._connection.close()
+        self._file.close()
 
     def _look(self, owner: str, key: str, now_ms: int) -> bytes | None:
-        found = self._connection.execute(
+        found = self._file.execute(
             "SELECT value, used FROM entries WHERE owner = ? AND key = ? AND expires_ms > ?",
             (owner, key, now_ms),
         ).fetchone()
@@ -135,11 +116,11 @@ class SqliteCache:
         value, used = found
         if now_ms - used >= TOUCH_MS:
             with suppress(sqlite3.OperationalError):  # another writes; the next hit will note it
-                self._connection.execute(_TOUCH, {"owner": owner, "key": key, "now_ms": now_ms})
+                self._file.execute(_TOUCH, {"owner": owner, "key": key, "now_ms": now_ms})
         return value
 
     def _make_room(self) -> None:
-        execute = self._connection.execute
+        execute = self._file.execute
         [excess] = execute("SELECT bytes - ? FROM total", (self._bounds.max_bytes,)).fetchone()
         if excess <= 0:
             return
@@ -149,31 +130,7 @@ class SqliteCache:
             excess -= bytes_
             if excess <= 0:
                 break
-        self._connection.executemany("DELETE FROM entries WHERE rowid = ?", victims)
-
-    async def _patiently(self, act: Callable[[], T]) -> T:
-        """``act()``, again and again while another process is in the way."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return act()
-            except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > deadline:
-                    raise StateUnavailable(f"the cache in {self._file}: {error}") from None
-            except sqlite3.Error as error:
-                raise StateUnavailable(f"the cache in {self._file}: {error}") from None
-            await asyncio.sleep(RETRY_S)
-
-    def _transaction(self, act: Callable[[], T]) -> T:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            result = act()
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        return result
+        self._file.executemany("DELETE FROM entries WHERE rowid = ?", victims)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

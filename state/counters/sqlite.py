@@ -1,15 +1,11 @@
-"""Counters in one file, shared by the processes of a machine.
+"""Counters in one file, shared by the processes of a machine (``state/sqlite_file.py``).
 
-A decision is one transaction of some tens of microseconds, so it runs where it is asked for;
-a thread would cost more than it saves. Whoever finds the file locked by another process gives
-the event loop back and asks again. Nothing is flushed to the disk: a crash of a process loses
-nothing, and after a crash of the machine no stream is running that could be over its limit.
+After a crash of the machine no stream is running that could be over its limit, so that nothing
+need be flushed to the disk.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -20,15 +16,13 @@ import orjson
 
 from state.counters.contract import Reservation
 from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle
-from state.errors import StateMisconfigured, StateUnavailable
 from state.patience import SERVER_S
-from state.sqlite_file import OPEN_S, is_busy, share
+from state.sqlite_file import SqliteFile
 
 T = TypeVar("T")
 
 PATIENCE_S = SERVER_S
 """How long a decision may wait for others."""
-RETRY_S = 0.0005
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (owner TEXT PRIMARY KEY, cells BLOB NOT NULL) WITHOUT ROWID;
@@ -41,7 +35,9 @@ CREATE INDEX IF NOT EXISTS leases_expire ON leases (owner, expires_ms);
 _LOOK = """
 SELECT (SELECT cells FROM cells WHERE owner = :owner),
        (SELECT count(*) FROM leases WHERE owner = :owner AND expires_ms > :now_ms),
-       EXISTS (SELECT 1 FROM leases WHERE owner = :owner AND expires_ms <= :now_ms)
+       EXISTS (SELECT 1 FROM leases WHERE owner = :owner AND expires_ms <= :now_ms),
+       EXISTS (SELECT 1 FROM leases
+               WHERE owner = :owner AND lease = :lease AND expires_ms > :now_ms)
 """
 
 
@@ -57,33 +53,22 @@ class SqliteCounters:
     """
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.time) -> None:
-        self._file = file
         self._clock = clock
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(file, isolation_level=None, timeout=OPEN_S)
-            share(self._connection)
-            self._connection.execute("PRAGMA synchronous=OFF")
-            self._connection.executescript(_SCHEMA)
-            self._connection.execute("PRAGMA busy_timeout=0")
-        except (OSError, sqlite3.Error) as error:
-            raise StateMisconfigured(f"counters in {file}: {error}") from None
+        self._file = SqliteFile("counters", file, _SCHEMA)
 
     async def reserve(
         self, owner: str, lease: str, demands: Sequence[Demand], *, ttl_s: float
     ) -> Reservation:
         def act(now_ms: int) -> Reservation:
-            execute = self._connection.execute
-            cells, running = self._read(owner, now_ms)
-            known = (owner, lease)
-            if execute("SELECT 1 FROM leases WHERE owner = ? AND lease = ?", known).fetchone():
+            cells, running, known = self._read(owner, now_ms, lease)
+            if known:
                 asked = [Demand(limit=each.limit, amount=0) for each in demands]
                 told = decide(cells, running, asked, now_ms)
                 return Reservation(allowed=True, levels=told.levels)
             decision = decide(cells, running, demands, now_ms)
             if decision.allowed and decision.holds:
                 self._write(owner, cells, decision.cells)
-                execute(
+                self._file.execute(
                     "INSERT INTO leases VALUES (?, ?, ?, ?)",
                     (owner, lease, now_ms + round(ttl_s * 1000), _packed(decision.holds)),
                 )
@@ -93,7 +78,7 @@ class SqliteCounters:
 
     async def settle(self, owner: str, lease: str, used: Mapping[str, int]) -> bool:
         def act(now_ms: int) -> bool:
-            found = self._connection.execute(
+            found = self._file.execute(
                 "DELETE FROM leases WHERE owner = ? AND lease = ? AND expires_ms > ?"
                 " RETURNING holds, (SELECT cells FROM cells WHERE cells.owner = leases.owner)",
                 (owner, lease, now_ms),
@@ -109,7 +94,7 @@ class SqliteCounters:
 
     async def renew(self, owner: str, lease: str, *, ttl_s: float) -> bool:
         def act(now_ms: int) -> bool:
-            renewed = self._connection.execute(
+            renewed = self._file.execute(
                 "UPDATE leases SET expires_ms = ? WHERE owner = ? AND lease = ? AND expires_ms > ?",
                 (now_ms + round(ttl_s * 1000), owner, lease, now_ms),
             )
@@ -119,7 +104,7 @@ class SqliteCounters:
 
     async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
         def act(now_ms: int) -> tuple[Level, ...]:
-            cells, running = self._read(owner, now_ms)
+            cells, running, _ = self._read(owner, now_ms)
             return decide(cells, running, demands, now_ms).levels
 
         return await self._alone(act)
@@ -127,7 +112,7 @@ class SqliteCounters:
     async def drop(self, owner: str) -> bool:
         def act(now_ms: int) -> bool:
             found = [
-                self._connection.execute(f"DELETE FROM {table} WHERE owner = ?", (owner,)).rowcount
+                self._file.execute(f"DELETE FROM {table} WHERE owner = ?", (owner,)).rowcount
                 for table in ("cells", "leases")
             ]
             return any(found)
@@ -138,48 +123,32 @@ class SqliteCounters:
         await self._alone(lambda now_ms: None)
 
     async def close(self) -> None:
-        self._connection.close()
+        self._file.close()
 
-    def _read(self, owner: str, now_ms: int) -> tuple[dict[str, Cell], int]:
-        """The owner's cells and running leases, once those that are over are gone."""
-        about = {"owner": owner, "now_ms": now_ms}
-        kept, running, over = self._connection.execute(_LOOK, about).fetchone()
+    def _read(
+        self, owner: str, now_ms: int, lease: str | None = None
+    ) -> tuple[dict[str, Cell], int, bool]:
+        """The owner's cells and how many leases run, once those that are over are gone; and whether
+        ``lease`` is one of them.
+        """
+        about = {"owner": owner, "lease": lease, "now_ms": now_ms}
+        kept, running, over, known = self._file.execute(_LOOK, about).fetchone()
         if over:
-            self._connection.execute(
+            self._file.execute(
                 "DELETE FROM leases WHERE owner = :owner AND expires_ms <= :now_ms", about
             )
-        return _cells(kept), running
+        return _cells(kept), running, known
 
     def _write(self, owner: str, cells: Mapping[str, Cell], changed: Mapping[str, Cell]) -> None:
         if changed:
-            self._connection.execute(
+            self._file.execute(
                 "INSERT INTO cells VALUES (?, ?) ON CONFLICT DO UPDATE SET cells = excluded.cells",
                 (owner, orjson.dumps({**cells, **changed})),
             )
 
     async def _alone(self, act: Callable[[int], T]) -> T:
-        """``act(now_ms)`` in a transaction of its own, while no other process is in one."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self._transaction(act)
-            except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > deadline:
-                    raise StateUnavailable(f"counters in {self._file}: {error}") from None
-            except sqlite3.Error as error:
-                raise StateUnavailable(f"counters in {self._file}: {error}") from None
-            await asyncio.sleep(RETRY_S)
-
-    def _transaction(self, act: Callable[[int], T]) -> T:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            result = act(round(self._clock() * 1000))
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        return result
+        """``act(now_ms)`` in a transaction, while no other process is in one."""
+        return await self._file.write(lambda: act(round(self._clock() * 1000)), within_s=PATIENCE_S)
 
 
 def _cells(kept: bytes | None) -> dict[str, Cell]:

@@ -462,10 +462,10 @@ async def test_a_file_that_another_process_holds(tmp_path: Path) -> None:
     inner = SqliteCache(tmp_path / "c.db", BOUNDS)
     cache = Lenient(inner)
     await keep(cache, "a")
-    holder._connection.execute("BEGIN IMMEDIATE")
+    holder._file.execute("BEGIN IMMEDIATE")
     assert await there(cache, "a") == "a", "readers do not wait"
     await keep(cache, "b")
-    holder._connection.execute("ROLLBACK")
+    holder._file.execute("ROLLBACK")
     assert await there(holder, "ab") == "a"
     await cache.close()
     assert await cache.get("acme", ["a"]) == [None]
