@@ -54,6 +54,7 @@ from deployments.remote import (
     RemotePredictor,
     ask,
     bind_host,
+    plain,
     readiness,
 )
 from deployments.tenants.alerts import Alerts
@@ -381,7 +382,7 @@ class GatewayReplica:
     def __init__(self, config: Mapping[str, Any], handles: Mapping[str, DeploymentHandle]) -> None:
         gc.set_threshold(*COLLECT_AFTER)
         self._config = PlatformConfig.model_validate(config)
-        self._handles = handles
+        self._handles = {name: plain(handle) for name, handle in handles.items()}
         self._database = LazyDatabase(patience_s=SERVER_S)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

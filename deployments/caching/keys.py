@@ -74,9 +74,9 @@ def normal(value: object) -> Normal:
     Raises:
         TypeError: it is nothing that JSON has.
     """
+    if value is None or isinstance(value, str):  # as most is
+        return value
     match value:
-        case None | str():
-            return value
         case bool():
             return int(value)
         case float():

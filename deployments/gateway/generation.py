@@ -138,10 +138,7 @@ class Generation:
         """Raises InvalidInput, Unavailable, QuotaExceeded, StateUnavailable: no generator has been
         called.
         """
-        requests = [
-            replace(request, prompt=await self._guard.prompt(request.prompt, self._inquiry))
-            for request in self._requests
-        ]
+        requests = [await self._guarded(request) for request in self._requests]
         if self._inquiry.reroute_to is not None:
             # where the configuration sends it, which need not be for everybody to ask for
             served, adapter = self._aim(self._inquiry.reroute_to, EVERYTHING)
@@ -167,6 +164,10 @@ class Generation:
             for number, request in enumerate(requests)
         ]
         return self
+
+    async def _guarded(self, request: GenerateRequest) -> GenerateRequest:
+        prompt = await self._guard.prompt(request.prompt, self._inquiry)
+        return request if prompt is request.prompt else replace(request, prompt=prompt)
 
     def _billed(self, request: GenerateRequest) -> GenerateRequest:
         """One whose engine keeps to what was reserved, and can be asked what it has done."""

@@ -158,7 +158,7 @@ def row(event: RequestFinished, now: float) -> dict[str, Any]:
     told = {
         "entry": token_hex(16),
         "at": at,
-        "day": f"{at:%Y-%m-%d}",
+        "day": at.date().isoformat(),
         "tenant": event.tenant,
         "subject": event.subject,
         "request_id": event.request_id,

@@ -189,15 +189,19 @@ class Meter:
         limited: Mapping[LimitName, Limit],
     ) -> Admission:
         lease = token_hex(12)
-        admission = Admission(
-            tenant=principal.tenant,
-            lease=lease,
-            reserved=work,
-            price=price,
-            counted=bool(limited),
-        )
+
+        def admission(levels: tuple[Level, ...] = ()) -> Admission:
+            return Admission(
+                tenant=principal.tenant,
+                lease=lease,
+                reserved=work,
+                price=price,
+                counted=bool(limited),
+                levels=levels,
+            )
+
         if not limited:
-            return admission
+            return admission()
         takes = amounts(work, price)
         demands = [Demand(limit=limit, amount=takes[name]) for name, limit in limited.items()]
         # Before the answer is there: a lease whose answer is lost may have been made.
@@ -208,7 +212,7 @@ class Meter:
                     principal.tenant, lease, demands, ttl_s=self.lease_s
                 )
         except BaseException as error:
-            self._release(admission, Work(), unsure=True)
+            self._release(admission(), Work(), unsure=True)
             if isinstance(error, TimeoutError):
                 raise StateUnavailable("the counters did not answer in time") from None
             raise
@@ -217,7 +221,7 @@ class Meter:
             raise self._refusal(principal, demands, told.levels)
         self._renew()
         self._watch_budget(principal.tenant, told.levels)
-        return replace(admission, levels=told.levels)
+        return admission(told.levels)
 
     def settle(self, admission: Admission, used: Work) -> int:
         """End it, beside whatever else goes on. Returns what it cost, in millionths."""
@@ -228,7 +232,8 @@ class Meter:
             if part.counted:
                 self._release(part, Work(prompt_tokens=share))
         if admission.counted:
-            self._release(admission, replace(used, prompt_tokens=left))
+            own = replace(used, prompt_tokens=left) if admission.parts else used
+            self._release(admission, own)
         return cost(admission.price, used)
 
     async def levels(self, principal: Principal) -> tuple[Level, ...]:

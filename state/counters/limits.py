@@ -114,27 +114,31 @@ def decide(
         running: leases of the owner that are neither settled nor expired.
         now_ms: Unix milliseconds.
     """
-    before = [
-        _level(limit, cells.get(limit.key, []), amount, running, now_ms)
-        for limit, amount in demands
-    ]
-    if not all(level.retry_ms == 0 for level in before):
-        return Decision(allowed=False, levels=tuple(before), cells={}, holds=())
     changed: dict[str, Cell] = {}
     holds: list[Hold] = []
     for limit, amount in demands:
         if amount:
             place, changed[limit.key] = _charged(limit, cells.get(limit.key, []), amount, now_ms)
             holds.append(Hold(limit, place, amount))
-    if not holds:
-        return Decision(allowed=True, levels=tuple(before), cells={}, holds=())
-    after = tuple(
-        [
-            _level(limit, changed.get(limit.key, cells.get(limit.key, [])), 0, running + 1, now_ms)
-            for limit, _ in demands
-        ]
-    )
-    return Decision(allowed=True, levels=after, cells=changed, holds=tuple(holds))
+    after = [
+        _level(
+            limit,
+            changed.get(limit.key, cells.get(limit.key, [])),
+            0,
+            running + bool(holds),
+            now_ms,
+        )
+        for limit, _ in demands
+    ]
+    # Nearly all fits, so it is charged first and looked at then.
+    if all(map(_fitted, demands, after)):
+        levels = tuple([_shown(level) for level in after])
+        return Decision(allowed=True, levels=levels, cells=changed, holds=tuple(holds))
+    before = [
+        _shown(_level(limit, cells.get(limit.key, []), amount, running, now_ms))
+        for limit, amount in demands
+    ]
+    return Decision(allowed=False, levels=tuple(before), cells={}, holds=())
 
 
 def settle(
@@ -155,7 +159,7 @@ def settle(
 
 
 def _level(limit: Limit, cell: Cell, amount: int, running: int, now_ms: int) -> Level:
-    """Where it stands for one who asks for ``amount``."""
+    """Where it stands for one who asks for ``amount``; below zero where too much is used."""
     retry_ms: int | None
     match limit.strategy:
         case Strategy.CONCURRENT:
@@ -176,12 +180,23 @@ def _level(limit: Limit, cell: Cell, amount: int, running: int, now_ms: int) -> 
             if limit.amount:
                 reset_ms = _ceil(limit.amount * ticks - level, limit.amount) * tick_ms
                 retry_ms = _ceil(amount * ticks - level, limit.amount) * tick_ms
-    remaining = max(0, remaining)
-    if amount <= remaining:
+    if amount <= remaining or not amount:
         retry_ms = 0
     elif amount > limit.amount:
         retry_ms = None
     return Level(limit.name, limit.amount, remaining, reset_ms, retry_ms)
+
+
+def _fitted(demand: Demand, after: Level) -> bool:
+    """Whether there was enough before it was charged; at once, a lease counts as one."""
+    limit, amount = demand
+    charged = 1 if limit.strategy is Strategy.CONCURRENT else amount
+    return not amount or after.remaining + charged >= amount
+
+
+def _shown(level: Level) -> Level:
+    """As others may see it: where a limit was lowered, nothing remains."""
+    return level if level.remaining >= 0 else level._replace(remaining=0)
 
 
 def _charged(limit: Limit, cell: Cell, amount: int, now_ms: int) -> tuple[int, Cell]:

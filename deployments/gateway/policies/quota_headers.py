@@ -6,7 +6,7 @@ Ours (spec C2), OpenAI's, and the IETF's (draft-ietf-httpapi-ratelimit-headers).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,52 +29,55 @@ class QuotaHeaders:
         async def send_with_levels(message: Message) -> None:
             if message["type"] == "http.response.start" and exchange.levels:
                 told = headers(exchange.levels, openai=speaks_openai(scope["path"]))
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    *((name.encode(), value.encode()) for name, value in told),
-                ]
+                message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
         await self.app(scope, receive, send_with_levels)
 
 
-def headers(levels: Sequence[Level], *, openai: bool) -> Iterator[tuple[str, str]]:
+def headers(levels: Sequence[Level], *, openai: bool) -> list[tuple[bytes, bytes]]:
     by_name = {level.name: level for level in levels}
-    requests = by_name.get(LimitName.REQUESTS_PER_MINUTE)
-    tokens = by_name.get(LimitName.TOKENS_PER_MINUTE)
+    requests, tokens = by_name.get(PER_MINUTE["requests"]), by_name.get(PER_MINUTE["tokens"])
+    told: list[tuple[bytes, bytes]] = []
     if requests is not None:
-        yield "x-ratelimit-limit-rpm", str(requests.amount)
-        yield "x-ratelimit-remaining-rpm", str(requests.remaining)
-        yield "x-ratelimit-reset-minute", str(_seconds(requests))
-        yield "x-ratelimit-limit", str(requests.amount)
-        yield "x-ratelimit-remaining", str(requests.remaining)
-        yield "x-ratelimit-reset", str(_seconds(requests))
+        limit, remaining = b"%d" % requests.amount, b"%d" % requests.remaining
+        reset = b"%d" % _seconds(requests)
+        told += [
+            (b"x-ratelimit-limit-rpm", limit),
+            (b"x-ratelimit-remaining-rpm", remaining),
+            (b"x-ratelimit-reset-minute", reset),
+            (b"x-ratelimit-limit", limit),
+            (b"x-ratelimit-remaining", remaining),
+            (b"x-ratelimit-reset", reset),
+        ]
     if tokens is not None:
-        yield "x-tokenlimit-limit-permin", str(tokens.amount)
-        yield "x-tokenlimit-remaining-permin", str(tokens.remaining)
+        told += [
+            (b"x-tokenlimit-limit-permin", b"%d" % tokens.amount),
+            (b"x-tokenlimit-remaining-permin", b"%d" % tokens.remaining),
+        ]
     if openai:
-        for what, level in (("requests", requests), ("tokens", tokens)):
+        for what, level in ((b"requests", requests), (b"tokens", tokens)):
             if level is not None:
-                yield f"x-ratelimit-limit-{what}", str(level.amount)
-                yield f"x-ratelimit-remaining-{what}", str(level.remaining)
-                yield f"x-ratelimit-reset-{what}", f"{_seconds(level)}s"
-    windowed = {name: level for name, level in by_name.items() if name in WINDOWS}
+                told += [
+                    (b"x-ratelimit-limit-" + what, b"%d" % level.amount),
+                    (b"x-ratelimit-remaining-" + what, b"%d" % level.remaining),
+                    (b"x-ratelimit-reset-" + what, b"%ds" % _seconds(level)),
+                ]
+    windowed = [(level, seconds) for level in levels if (seconds := WINDOWS.get(level.name))]
     if windowed:
-        yield (
-            "ratelimit",
-            ", ".join(
-                f'"{name}";r={level.remaining};t={_seconds(level)}'
-                for name, level in windowed.items()
-            ),
-        )
-        yield (
-            "ratelimit-policy",
-            ", ".join(
-                f'"{name}";q={level.amount};w={WINDOWS[name]}' for name, level in windowed.items()
-            ),
-        )
+        limits = [f'"{each.name}";r={each.remaining};t={_seconds(each)}' for each, _ in windowed]
+        policy = [f'"{each.name}";q={each.amount};w={seconds}' for each, seconds in windowed]
+        told += [
+            (b"ratelimit", ", ".join(limits).encode()),
+            (b"ratelimit-policy", ", ".join(policy).encode()),
+        ]
+    return told
 
 
+PER_MINUTE = {
+    "requests": str(LimitName.REQUESTS_PER_MINUTE),
+    "tokens": str(LimitName.TOKENS_PER_MINUTE),
+}
 WINDOWS: Mapping[str, int] = {str(name): ms // 1000 for name, ms in WINDOWS_MS.items()}
 
 
