@@ -21,9 +21,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, TypeVar
 
 from state.errors import StateUnavailable
@@ -53,20 +53,38 @@ class Patience:
 
     left_s: float = field(default_factory=lambda: REQUEST_S)
 
-    @asynccontextmanager
-    async def waiting(self, what: str) -> AsyncIterator[None]:
-        """Raises StateUnavailable in place of a body that takes longer than there is left."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+    def waiting(self, what: str) -> _Waiting:
+        """An ``async with`` that raises StateUnavailable in place of a body that takes longer than
+        there is left.
+        """
+        return _Waiting(self, what)
+
+
+class _Waiting:
+    """Not a generator: each request passes several."""
+
+    __slots__ = ("_began", "_limit", "_patience", "_what")
+
+    def __init__(self, patience: Patience, what: str) -> None:
+        self._patience, self._what = patience, what
+
+    async def __aenter__(self) -> None:
+        self._began = asyncio.get_running_loop().time()
+        self._limit = asyncio.timeout(max(0.0, self._patience.left_s))
+        await self._limit.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
-            async with asyncio.timeout(max(0.0, self.left_s)) as limit:
-                yield
+            await self._limit.__aexit__(kind, error, trace)
         except TimeoutError:
-            if not limit.expired():
-                raise
-            raise StateUnavailable(f"{what} did not answer in time") from None
+            raise StateUnavailable(f"{self._what} did not answer in time") from None
         finally:
-            self.left_s -= loop.time() - began
+            self._patience.left_s -= asyncio.get_running_loop().time() - self._began
 
 
 _late: set[asyncio.Task[Any]] = set()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from models.contracts import Delta, FinishReason, TokenLogprob, TopLogprob, Usage
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
 _EMBEDDING = struct.Struct("<cI")
 """The kind of number, and the tokens read."""
 _NUMBERS: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
@@ -69,7 +70,7 @@ def pack_answer(answer: Sequence[Delta]) -> bytes:
             for delta in answer
         ],
     }
-    return json.dumps(packed, separators=(",", ":")).encode("ascii")
+    return _JSON.encode(packed).encode("ascii")
 
 
 def unpack_answer(value: bytes, n: int) -> list[Delta] | None:

@@ -14,7 +14,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from secrets import token_hex
 from typing import Any, Self, cast
 
 from deployments.gateway.admission import admit, extend, was_refused
@@ -39,6 +38,7 @@ from models.contracts import (
     sum_of,
 )
 from models.errors import InvalidInput, Underestimated, UpstreamError
+from models.unique import unique
 
 MOST_TOKENS = 8192
 """That an answer may have where neither the request nor the model's entry says."""
@@ -172,7 +172,7 @@ class Generation:
     def _billed(self, request: GenerateRequest) -> GenerateRequest:
         """One whose engine keeps to what was reserved, and can be asked what it has done."""
         most = prompt_tokens(request.prompt, context=self._context)
-        return replace(request, max_prompt_tokens=most, receipt=token_hex(12))
+        return replace(request, max_prompt_tokens=most, receipt=unique(24))
 
     async def __aexit__(self, *_: object) -> None:
         running = [pump for pump in self._pumps if not pump.done()]
@@ -317,7 +317,7 @@ class Generation:
                 self._admission,
                 needed - request.max_prompt_tokens,
             )
-        return replace(request, max_prompt_tokens=needed, receipt=token_hex(12))
+        return replace(request, max_prompt_tokens=needed, receipt=unique(24))
 
     def _tell(self, delta: Delta) -> None:
         """Raises InvalidInput: a guardrail ends the answer here."""

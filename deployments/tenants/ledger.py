@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from secrets import token_hex
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +27,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from deployments.caching.reuse import Outcome
 from deployments.observability.events import Event, RequestFinished
 from models.contracts import NO_USAGE
+from models.unique import unique
 from state import tables
 from state.database import Database, LazyDatabase
 from state.errors import StateUnavailable
@@ -156,7 +156,7 @@ def row(event: RequestFinished, now: float) -> dict[str, Any]:
     at = datetime.fromtimestamp(now, UTC)
     usage, timings, remembered = event.usage or NO_USAGE, event.timings, event.remembered
     told = {
-        "entry": token_hex(16),
+        "entry": unique(),
         "at": at,
         "day": at.date().isoformat(),
         "tenant": event.tenant,

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from secrets import token_hex
 from typing import TypeAlias
 
 from deployments.config import PlanConfig, PriceConfig
@@ -26,6 +25,7 @@ from deployments.observability.events import BudgetReached, Emit, QuotaDenied
 from deployments.tenants.plans import MICRO, REQUESTS, TOKENS, LimitName, limits
 from deployments.tenants.principal import Principal
 from models.errors import Forbidden, RateLimited
+from models.unique import unique
 from state.counters import Counters, Demand, Level, Limit, Strategy
 from state.errors import StateUnavailable
 from state.patience import REQUEST_S
@@ -188,7 +188,7 @@ class Meter:
         price: PriceConfig | None,
         limited: Mapping[LimitName, Limit],
     ) -> Admission:
-        lease = token_hex(12)
+        lease = unique(24)
 
         def admission(levels: tuple[Level, ...] = ()) -> Admission:
             return Admission(

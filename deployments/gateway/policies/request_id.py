@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from secrets import token_hex
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.exchange import Exchange
+from models.unique import unique
 
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
@@ -31,7 +31,7 @@ class RequestId:
         method = scope.get("method", "WEBSOCKET")
         known = method in METHODS or scope["type"] == "websocket"
         exchange = Exchange(
-            id=_given(scope) or token_hex(16),
+            id=_given(scope) or unique(),
             method=method if known else "OTHER",  # a metric's label is not whatever a client sends
             arrived=self.clock(),
         )
