@@ -17,11 +17,11 @@ from typing import TypeAlias
 
 from models.contracts import ChatMessage, GenerateRequest, Prompt, Sampling
 
-FORMAT = 1
+FORMAT = 2
 """Of keys and of entries: another number begins with an empty cache."""
 DIGITS = 9
 # All fields: one that is new in the contract must not be forgotten here.
-_SAMPLING = tuple(field.name for field in fields(Sampling))
+_SAMPLING = {field.name: getattr(Sampling(), field.name) for field in fields(Sampling)}
 _MESSAGE = tuple(field.name for field in fields(ChatMessage))
 # Not orjson: a prompt may hold half a surrogate pair, which that refuses.
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -49,7 +49,13 @@ def generation_key(request: GenerateRequest, version: str) -> str:
             "version": version,
             "prompt": _prompt(request.prompt),
             "n": request.n,
-            "sampling": {name: getattr(request.sampling, name) for name in _SAMPLING},
+            "sampling": {
+                name: value
+                for name, default in _SAMPLING.items()
+                if (value := getattr(request.sampling, name)) != default
+                and normal(value) != normal(default)
+            },
+            "otherwise": _DEFAULTS,
         }
     )
 
@@ -108,3 +114,7 @@ def _prompt(prompt: Prompt) -> Mapping[str, object]:
 def digest(facts: Mapping[str, object]) -> str:
     """The SHA-256 of facts, the same wherever their meaning is."""
     return hashlib.sha256(_JSON.encode(normal(facts)).encode("ascii")).hexdigest()
+
+
+_DEFAULTS = digest(_SAMPLING)
+"""What the fields mean that a key leaves out."""

@@ -224,7 +224,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(0, 50))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 async def test_any_interleaving_gives_everybody_what_it_would_have_alone(
     steps: list[tuple[str, Any]], ticks: int
 ) -> None:

@@ -354,7 +354,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 async def test_any_order_of_arrivals_departures_and_failures(
     steps: list[tuple[str, int]],
 ) -> None:
@@ -403,7 +403,7 @@ async def test_any_order_of_arrivals_departures_and_failures(
 
 
 @given(st.lists(st.tuples(STEPS.map(lambda steps: steps[:3]), st.integers(0, 6)), max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 async def test_any_interleaving_even_within_a_step(
     bursts: list[tuple[list[tuple[str, int]], int]],
 ) -> None:

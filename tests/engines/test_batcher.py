@@ -469,7 +469,7 @@ BATCH_S = st.sampled_from([0.0, 0.25, 1.0, 2.0])
 
 
 @given(batch_s=BATCH_S, config=configs, queue=queues, steps=stories)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_story(batch_s: float, config: BatcherConfig, queue: QueueConfig, steps: Any) -> None:
     check_any_story(batch_s, config, queue, steps)
 
@@ -477,7 +477,7 @@ def test_any_story(batch_s: float, config: BatcherConfig, queue: QueueConfig, st
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(batch_s=BATCH_S, config=configs, queue=queues, steps=stories)
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000)
 def test_any_story_at_length(
     batch_s: float, config: BatcherConfig, queue: QueueConfig, steps: Any
 ) -> None:

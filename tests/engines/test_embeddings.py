@@ -171,7 +171,7 @@ def every_split(lengths: list[int]) -> Iterator[list[list[int]]]:
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=7), forward_cost=st.integers(0, 60)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_micro_batches_cost_least(lengths: list[int], forward_cost: int) -> None:
     def cost(passes: list[list[int]]) -> int:
         return sum(forward_cost + len(rows) * max(rows) for rows in passes)

@@ -160,7 +160,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_happens(steps: list[tuple[str, int]]) -> None:
     asyncio.run(_whatever_happens(steps))
 

@@ -112,7 +112,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(steps, min_size=1, max_size=8))
 def test_any_mixture_after_any_other(
     passes: list[tuple[list[Adapter | None], list[tuple[int, Adapter | None]]]],

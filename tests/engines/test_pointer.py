@@ -147,7 +147,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_happens(steps: list[tuple[str, str, int]]) -> None:
     asyncio.run(_whatever_happens(steps))
 

@@ -216,7 +216,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.check_integrity()
 
 
-QueueMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
 TestQueue = QueueMachine.TestCase
 
 
@@ -224,9 +224,7 @@ class LongQueueMachine(QueueMachine):
     pass
 
 
-LongQueueMachine.TestCase.settings = settings(
-    max_examples=2000, stateful_step_count=100, deadline=None
-)
+LongQueueMachine.TestCase.settings = settings(max_examples=2000, stateful_step_count=100)
 TestQueueLong = pytest.mark.slow(pytest.mark.timeout(1800)(LongQueueMachine.TestCase))
 
 

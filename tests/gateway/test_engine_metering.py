@@ -259,7 +259,6 @@ async def test_what_cannot_be_reserved_besides_is_not_begun(
 
 @settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

@@ -150,14 +150,14 @@ KEYS = ("authorization", "x-api-key")
 
 @pytest.mark.slow
 @schema.parametrize()
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_whatever_is_sent(case: Any) -> None:
     case.validate_response(asked_by(case, Role.ADMIN), excluded_checks=NOT_HERE)
 
 
 @pytest.mark.slow
 @schema.parametrize()
-@settings(max_examples=10, deadline=None, phases=[Phase.generate])
+@settings(max_examples=10, phases=[Phase.generate])
 def test_whatever_is_sent_by_whoever(case: Any) -> None:
     """Who has no key is told so before anything else is looked at; who has not the right gets
     nothing done.

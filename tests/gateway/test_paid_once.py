@@ -179,7 +179,6 @@ async def test_a_work_that_all_have_left_is_in_the_ledger(platform: Platform) ->
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import httpx
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -135,7 +135,6 @@ PIECES = st.sampled_from(
 ASCII = st.text(st.characters(max_codepoint=127), max_size=3)
 
 
-@settings(deadline=None)
 @given(st.lists(PIECES | ASCII, max_size=12).map("".join))
 @example("/v1/models/a%2fb")
 def test_who_reads_it_before_decoding_sees_the_same_segments(text: str) -> None:
@@ -151,7 +150,6 @@ def test_who_reads_it_before_decoding_sees_the_same_segments(text: str) -> None:
     assert not {".", ".."} & set(path.split("/"))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80), st.binary(max_size=80))
 def test_whatever_comes_is_read_or_refused(raw: bytes, query: bytes) -> None:
     limits = PathsConfig(max_bytes=64, max_query_bytes=64)

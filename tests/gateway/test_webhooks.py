@@ -588,7 +588,7 @@ SIGNATURES = st.lists(
     source=st.none() | st.sampled_from([b"default", b"stripe"]) | LATIN,
     key=st.none() | st.sampled_from([b"a", b"b"]) | LATIN,
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_never_a_5xx(
     send: Send,
     body: bytes,

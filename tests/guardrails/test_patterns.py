@@ -39,7 +39,6 @@ def takes(source: str) -> bool:
 SOURCES = PATTERNS.filter(takes)
 
 
-@settings(deadline=None)
 @given(source=SOURCES, text=TEXTS)
 def test_it_means_what_python_says(source: str, text: str) -> None:
     ours = automaton(read(source).match).search(text.encode())
@@ -50,7 +49,7 @@ def test_it_means_what_python_says(source: str, text: str) -> None:
         assert ours.end() >= len(text[: theirs.end()].encode())  # the longest, not the first
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(source=SOURCES, text=TEXTS, more=TEXTS)
 def test_every_beginning_of_a_match_is_known(source: str, text: str, more: str) -> None:
     """Also where the anchors at its end come to hold only with what follows."""
@@ -83,7 +82,6 @@ def test_a_match_grows_from_its_beginnings(source: str, match: str) -> None:
     assert beginnings.search(f"{match}-".encode()).start() == len(match.encode()) + 1
 
 
-@settings(deadline=None)
 @given(source=SOURCES, text=TEXTS)
 def test_a_bounded_pattern_holds_back_no_more_than_its_width(source: str, text: str) -> None:
     pattern = read(source)

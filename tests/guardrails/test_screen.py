@@ -63,7 +63,7 @@ def streamed(screen: Screen, pieces: list[str]) -> tuple[str, Rule | None]:
 
 
 @pytest.mark.parametrize("screen", [MASKING, REFUSING], ids=["masking", "refusing"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(pieces=cut())
 @example(pieces=["write to jane.d", "oe@exam", "ple.org now"])
 @example(pieces=["4111 1111 ", "1111 1111", "1"])
@@ -71,7 +71,7 @@ def test_how_a_text_is_cut_makes_no_difference(screen: Screen, pieces: list[str]
     assert streamed(screen, pieces) == whole(screen, "".join(pieces))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS)
 def test_one_character_at_a_time(text: str) -> None:
     assert streamed(MASKING, [*text, ""]) == whole(MASKING, text)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models import artifact, encryption
@@ -78,7 +78,6 @@ def test_there_and_back(size: int) -> None:
     assert size < 8 or plain[:64] not in sealed
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=5 * SMALL))
 def test_there_and_back_in_many_chunks(plain: bytes) -> None:
     with small_chunks():
@@ -150,7 +149,6 @@ def _swapped(parts: list[bytes], at: int, other: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@settings(deadline=None)
 @given(plain=st.binary(max_size=4 * SMALL), at=st.integers(0, 10_000), other=st.integers(0, 10_000))
 def test_whatever_is_done_to_it_is_noticed(damage: str, plain: bytes, at: int, other: int) -> None:
     with small_chunks():

@@ -158,7 +158,7 @@ histories = st.dictionaries(
 """(node, worker) → what happened there; ``None`` is a flush to Ray."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(history=histories)
 def test_the_page_says_what_one_process_would_have_counted(
     history: Mapping[tuple[str, str], list[Event | None]],

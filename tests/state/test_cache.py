@@ -272,9 +272,7 @@ STEPS = st.one_of(
     ]
 )
 @given(steps=st.lists(STEPS, max_size=30))
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_history_is_the_model_s(make: Make, steps: list[tuple[object, ...]]) -> None:
     clock, model = Clock(), Model()
     cache = make(clock, f"history-{next(names)}")

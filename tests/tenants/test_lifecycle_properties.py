@@ -201,10 +201,10 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class TestQuickly(Machine.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=10, stateful_step_count=20)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 class TestAtLength(Machine.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=60, stateful_step_count=40)

@@ -123,7 +123,7 @@ async def test_what_cannot_be_reserved_besides(meter: Meter) -> None:
     completion=st.integers(0, 100),
     share=st.floats(0, 1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_however_often_it_is_extended_it_is_settled_to_what_was_used(
     bounds: list[int], completion: int, share: float
 ) -> None:
@@ -307,7 +307,7 @@ async def test_a_lease_that_is_made_after_it_was_given_up(clock: Clock) -> None:
     await meter.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

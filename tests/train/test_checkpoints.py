@@ -181,7 +181,7 @@ class Story(RuleBasedStateMachine):
 
 
 Story.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=15, deadline=None,
+    max_examples=15, stateful_step_count=15,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 test_any_story = Story.TestCase

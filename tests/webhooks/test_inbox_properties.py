@@ -104,9 +104,9 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class TestQuickly(Machine.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=10, stateful_step_count=20)
 
 
 @pytest.mark.slow
 class TestAtLength(Machine.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=150, stateful_step_count=40)

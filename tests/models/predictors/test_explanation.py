@@ -123,7 +123,7 @@ def test_an_unknown_method_is_refused(folder: Path, tmp_path: Path) -> None:
         explanation.load(tmp_path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9))
 def test_lime_covers_images_of_any_size(seed: int, height: int, width: int) -> None:
     net, _ = linear(height, width)

@@ -40,7 +40,7 @@ def test_everyone_in_every_round_is_the_plain_gaussian() -> None:
     assert nearly == pytest.approx(7 / 8, rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.3, 10), st.floats(0.01, 1), st.integers(1, 1000))
 def test_more_rounds_more_clients_less_noise_cost_more(
     noise: float, rate: float, rounds: int

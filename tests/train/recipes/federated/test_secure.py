@@ -64,7 +64,7 @@ def rounds(draw: st.DrawFn) -> tuple[int, int, list[int], list[list[int]]]:
     return count, threshold, answered, draw(st.lists(vectors, min_size=count, max_size=count))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rounds())
 def test_the_sum_of_who_answered_is_exact(
     round: tuple[int, int, list[int], list[list[int]]],
@@ -156,7 +156,7 @@ def test_pads_are_new_in_every_round() -> None:
     assert Member(0).keys() != Member(0).keys()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(-100, 100), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_fixed_point_sums_are_sums_of_what_was_rounded(rows: list[list[float]]) -> None:
     values = np.array(rows)

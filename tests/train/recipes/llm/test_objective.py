@@ -86,7 +86,7 @@ def own_loss(network: Any, example: Example) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("make", ARCHITECTURES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(2, 17), min_size=1, max_size=6), seed=st.integers(0, 9))
 def test_a_packed_row_has_the_losses_and_gradients_of_its_documents(
     make: Any, lengths: list[int], seed: int

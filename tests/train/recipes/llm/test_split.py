@@ -26,7 +26,7 @@ def paragraphs_of(origins: list[Origin]) -> set[str]:
     return {" ".join(p.split()) for text in texts for p in text.split("\n\n")}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=3), min_size=8, max_size=30),
     st.randoms(use_true_random=False),
