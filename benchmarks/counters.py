@@ -34,9 +34,9 @@ GOAL_US = 150
 
 def demands(tokens: int) -> list[Demand]:
     """Seven limits, none of which is ever reached."""
-    plan = {LimitName(name): 10**9 for name, each in PLANS["free"].limits().items()}
-    plan[LimitName.CONCURRENT_REQUESTS] = 10**6
-    held = limits(plan, {}, Strategy.SLIDING_WINDOW)
+    plan = tuple((name, 10**9) for name, _ in PLANS["free"].limits)
+    at_once = ((LimitName.CONCURRENT_REQUESTS, 10**6),)
+    held = limits(plan, at_once, Strategy.SLIDING_WINDOW)
     return [
         Demand(limit=limit, amount=tokens if name.startswith("tokens") else 1)
         for name, limit in held.items()

@@ -8,6 +8,7 @@ and nowhere else. What changes at run time lives in the database, not in this tr
 from __future__ import annotations
 
 from datetime import date
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -307,9 +308,10 @@ class PlanConfig(Section):
         {"max_new_tokens", "max_temperature", "guardrails"}
     )
 
-    def limits(self) -> dict[str, float | None]:
-        """Those that are counted, by name."""
-        return self.model_dump(exclude=set(self.NOT_COUNTED))
+    @cached_property
+    def limits(self) -> tuple[tuple[str, float | None], ...]:
+        """Those that are counted, and their names."""
+        return tuple(self.model_dump(exclude=set(self.NOT_COUNTED)).items())
 
 
 PLANS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(replicas, "_observers", lambda: discard)
     monkeypatch.setattr(replicas, "bind_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(replicas, "COLLECT_AFTER", gc.get_threshold())  # of these tests, too
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TypeAlias
 
 from deployments.config import PlanConfig, PriceConfig
 from deployments.observability.events import BudgetReached, Emit, QuotaDenied
@@ -43,9 +41,6 @@ LOOKS_S = (2.0, 8.0)
 hung is carried out when it goes on, after it was settled for the first time."""
 ALERTS = (0.5, 0.8, 1.0)
 """Shares of a budget that are told of when they are reached."""
-
-
-Overrides: TypeAlias = "tuple[tuple[str, float | None], ...]"
 
 
 class QuotaExceeded(RateLimited):
@@ -138,10 +133,6 @@ class Meter:
     _renewing: asyncio.Task[None] | None = None
     _told: dict[str, float] = field(default_factory=dict)
     """Share of its budget at which each tenant was told of last."""
-    _held_to: Callable[[str, Overrides], Mapping[LimitName, Limit]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._held_to = lru_cache(maxsize=1024)(self._limits_of)  # of a few plans, mostly
 
     async def admit(self, principal: Principal, model: str | None, work: Work) -> Admission:
         """Reserve for ``work``.
@@ -252,16 +243,13 @@ class Meter:
     def _limits(self, principal: Principal) -> Mapping[LimitName, Limit]:
         if principal.plan is None:
             return {}
-        if principal.plan not in self.plans:
+        plan = self.plans.get(principal.plan)
+        if plan is None:
             raise Forbidden(
                 f"The plan {principal.plan!r} of {principal.tenant!r} is not configured any more;"
                 " ask who runs this platform."
             )
-        return self._held_to(principal.plan, tuple(principal.overrides.items()))
-
-    def _limits_of(self, plan: str, overrides: Overrides) -> Mapping[LimitName, Limit]:
-        by_name = {LimitName(name): amount for name, amount in self.plans[plan].limits().items()}
-        return limits(by_name, dict(overrides), self.strategy)
+        return limits(plan.limits, tuple(principal.overrides.items()), self.strategy)
 
     def _refusal(
         self, principal: Principal, demands: list[Demand], levels: tuple[Level, ...]

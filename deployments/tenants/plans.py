@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TypeAlias
 
 from state.counters import Limit, Strategy
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+Amounts: TypeAlias = "tuple[tuple[str, float | None], ...]"
 MICRO = 1_000_000
 """Money is counted in millionths, as whole numbers."""
 
@@ -34,15 +38,13 @@ REQUESTS = frozenset(name for name in LimitName if name.startswith("requests_"))
 TOKENS = frozenset(name for name in LimitName if name.startswith("tokens_"))
 
 
-def limits(
-    plan: Mapping[LimitName, float | None],
-    overrides: Mapping[str, float | None],
-    strategy: Strategy,
-) -> dict[LimitName, Limit]:
+@lru_cache(maxsize=1024)  # every request asks, of a few plans
+def limits(plan: Amounts, overrides: Amounts, strategy: Strategy) -> Mapping[LimitName, Limit]:
     """What the counters shall hold a tenant to; a limit of ``None`` is none."""
+    amounts: dict[str, float | None] = {**dict(plan), **dict(overrides)}
     found: dict[LimitName, Limit] = {}
     for name in LimitName:
-        amount = overrides[name] if name in overrides else plan.get(name)
+        amount = amounts.get(name)
         if amount is None:
             continue
         match name:
@@ -56,4 +58,4 @@ def limits(
                     name=name, strategy=strategy, amount=int(amount), window_ms=WINDOWS_MS[name]
                 )
         found[name] = limit
-    return found
+    return MappingProxyType(found)

@@ -60,7 +60,7 @@ async def test_a_plan_has_guardrails_and_caps_of_its_own() -> None:
 
 def test_caps_are_no_counted_limits() -> None:
     plan = PlanConfig(requests_per_minute=3, max_new_tokens=5, max_temperature=0.5)
-    assert set(plan.limits()) == {
+    assert set(dict(plan.limits)) == {
         "requests_per_minute",
         "requests_per_hour",
         "requests_per_day",

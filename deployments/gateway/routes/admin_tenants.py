@@ -213,7 +213,7 @@ async def revoke_key(services: Services, call: Call[Nothing]) -> ASGIApp:
 
 async def list_plans(services: Services, call: Call[Nothing]) -> ASGIApp:
     plans = [
-        {"name": name, "limits": plan.limits()} for name, plan in services.config.plans.items()
+        {"name": name, "limits": dict(plan.limits)} for name, plan in services.config.plans.items()
     ]
     return enveloped(services, call.exchange, {"plans": plans})
 
