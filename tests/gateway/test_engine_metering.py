@@ -139,6 +139,7 @@ async def test_a_client_that_leaves_pays_for_what_was_done(
         await asyncio.sleep(0.02)
         call.task.cancel()
         await asyncio.sleep(0.02)
+    await until(lambda: bool(engine._cancelled))
     gate.open()
     await asyncio.wait([call.task])
     [event] = it.world.recorder.finished
@@ -160,6 +161,7 @@ async def test_a_client_that_leaves_the_queue_pays_nothing(
     second = it.call(max_tokens=300)
     await until(lambda: len(engine._scheduler.queue) == 1)
     second.hang_up()
+    await until(lambda: bool(engine._cancelled))  # or it might begin before that is known
     gate.open()
     await asyncio.gather(first.task, second.task)
     assert await it.spent() == 5 + 3
@@ -172,6 +174,7 @@ async def test_a_client_that_leaves_several_prompts(engines: list[Engine], plain
     await gate.entered()
     await gate.steps(6)
     call.hang_up()
+    await until(lambda: len(engine._cancelled) == 2)
     gate.open()
     await call.task
     [event] = it.world.recorder.finished
