@@ -10,8 +10,7 @@ import os
 import random
 
 _draws = random.Random()
-_draws.seed(os.urandom(32))
-os.register_at_fork(after_in_child=lambda: _draws.seed(os.urandom(32)))
+os.register_at_fork(after_in_child=_draws.seed)
 
 
 def unique(digits: int = 32) -> str:

@@ -97,12 +97,14 @@ class SqliteFile:
 
     def _turn(self) -> None:
         asked, self._asked = self._asked, []
-        self._do([each for each in asked if not each.answer.done()])  # who has left asks nothing
+        staying = [each for each in asked if not each.answer.done()]  # who has left asks nothing
+        if staying:
+            self._do(staying)
 
     def _do(self, asked: Sequence[_Asked]) -> None:
         try:
             answers = self._together([each.act for each in asked])
-        except Exception as error:
+        except Exception as error:  # whatever it was, whoever asked hears of it
             if isinstance(error, sqlite3.Error) and is_busy(error):
                 self._later(asked, error)
             elif len(asked) > 1:

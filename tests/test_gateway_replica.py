@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ def gateway_replica(webhooks: Mapping[str, Any], **gateway: Any) -> GatewayRepli
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(replicas, "_observers", lambda: discard)
     monkeypatch.setattr(replicas, "bind_host", lambda: "127.0.0.1")
-    monkeypatch.setattr(replicas, "COLLECT_AFTER", gc.get_threshold())  # of these tests, too
+    of_this_process = gc.get_threshold()
+    yield
+    gc.set_threshold(*of_this_process)
 
 
 @pytest.fixture
@@ -106,3 +108,10 @@ async def test_a_source_without_its_secrets_does_not_start(
     monkeypatch.delenv("STRIPE_SECRETS", raising=False)
     with pytest.raises(ConfigError, match="STRIPE_SECRETS is not set"):
         gateway_replica(STRIPE).__serve_build_asgi_app__()
+
+
+def test_a_gateway_looks_for_cycles_seldom() -> None:
+    before = gc.get_threshold()
+    gateway_replica({})
+    assert gc.get_threshold() == replicas.COLLECT_AFTER
+    assert before < replicas.COLLECT_AFTER

@@ -83,6 +83,26 @@ async def test_who_has_left_asks_for_nothing(file: SqliteFile) -> None:
     assert leaving.cancelled()
 
 
+async def test_where_all_have_left_nothing_is_done(tmp_path: Path) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    file = SqliteFile("words", tmp_path / "w.db", SCHEMA)
+    seen = commits(file)
+    leaving = asyncio.create_task(add(file, "a"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await asyncio.sleep(0.01)
+    assert seen == []
+    leaving = asyncio.create_task(add(file, "b"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    file.close()
+    await asyncio.wait([leaving])
+    await asyncio.sleep(0.01)
+    assert complaints == []
+
+
 async def test_others_are_waited_for_and_not_for_ever(file: SqliteFile, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "deep" / "w.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

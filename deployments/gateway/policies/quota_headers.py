@@ -37,7 +37,8 @@ class QuotaHeaders:
 
 def headers(levels: Sequence[Level], *, openai: bool) -> list[tuple[bytes, bytes]]:
     by_name = {level.name: level for level in levels}
-    requests, tokens = by_name.get(PER_MINUTE["requests"]), by_name.get(PER_MINUTE["tokens"])
+    requests = by_name.get(LimitName.REQUESTS_PER_MINUTE)
+    tokens = by_name.get(LimitName.TOKENS_PER_MINUTE)
     told: list[tuple[bytes, bytes]] = []
     if requests is not None:
         limit, remaining = b"%d" % requests.amount, b"%d" % requests.remaining
@@ -74,10 +75,6 @@ def headers(levels: Sequence[Level], *, openai: bool) -> list[tuple[bytes, bytes
     return told
 
 
-PER_MINUTE = {
-    "requests": str(LimitName.REQUESTS_PER_MINUTE),
-    "tokens": str(LimitName.TOKENS_PER_MINUTE),
-}
 WINDOWS: Mapping[str, int] = {str(name): ms // 1000 for name, ms in WINDOWS_MS.items()}
 
 
