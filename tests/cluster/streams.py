@@ -31,12 +31,7 @@ async def stream(
 ) -> Outcome:
     """One streamed completion, read to its end."""
     outcome = Outcome()
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
+    body = completion(model, prompt, max_tokens) | {
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -60,3 +55,31 @@ async def stream(
                     outcome.text += choice["text"]
                     outcome.finish_reason = choice["finish_reason"] or outcome.finish_reason
     return outcome
+
+
+async def whole(
+    client: httpx.AsyncClient, *, max_tokens: int, model: str = "tiny", prompt: str = "Hello"
+) -> Outcome:
+    """The same, answered in one piece."""
+    response = await client.post("/v1/completions", json=completion(model, prompt, max_tokens))
+    outcome = Outcome(status=response.status_code, headers=response.headers)
+    if response.status_code != 200:
+        outcome.error = response.json()["error"]
+        return outcome
+    answer = response.json()
+    choice = answer["choices"][0]
+    outcome.text, outcome.finish_reason = choice["text"], choice["finish_reason"]
+    outcome.tokens = answer["usage"]["completion_tokens"]
+    outcome.done = True
+    return outcome
+
+
+def completion(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
+    """A body that gets exactly ``max_tokens``, the same ones each time."""
+    return {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
