@@ -64,9 +64,7 @@ async def test_client_that_leaves_frees_its_slot(pair: Served, streamed: bool) -
         for leaver in leavers:
             leaver.cancel()
         await asyncio.gather(*leavers, return_exceptions=True)
-        await asyncio.to_thread(
-            wait_until, lambda: running() == 0, timeout_s=10, what="free slots"
-        )
+        await asyncio.to_thread(wait_until, lambda: running() == 0, timeout_s=10, what="free slots")
         # Both slots are free at once, or these would not finish before what was left behind.
         outcomes = await asyncio.gather(*(ask(20) for _ in range(2)))
     assert all(outcome.complete for outcome in outcomes)
