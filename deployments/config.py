@@ -100,6 +100,8 @@ class EngineConfig(Section):
     """Torch threads; default: the replica's CPUs."""
     max_choices: int = Field(default=16, ge=1)
     """The largest ``n``."""
+    preemption: bool = True
+    """When a vip request waits for a slot, a low one makes room, once, and goes on later."""
     adapters: AdapterLimits = AdapterLimits()
 
 

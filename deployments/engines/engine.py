@@ -45,6 +45,7 @@ from deployments.observability.events import (
     BatchRan,
     Emit,
     EngineState,
+    RequestPreempted,
     RequestShed,
     RequestStarted,
     discard,
@@ -121,6 +122,7 @@ class Engine:
             WaitingQueue(queue.classes(), clock=clock),
             slots=config.slots,
             step_tokens=config.step_tokens,
+            preemption=config.preemption,
             clock=clock,
         )
         self._adapters = AdapterStore(
@@ -297,12 +299,14 @@ class Engine:
             )
             self._posts.append((self._mailboxes[call], error))
             self._drop(call, "expired" if waited else None)
-        step, started = self._scheduler.plan()
-        for call in started:
+        plan = self._scheduler.plan()
+        for call in plan.preempted:
+            self._emit(RequestPreempted(model=self.name, priority=call.request.priority))
+        for call in plan.started:
             self._start(call)
         if self._hopeful:
             self._tell_places()
-        return step
+        return plan.step
 
     def _tell_places(self) -> None:
         """To those whose place has changed, to each at most once in ``PLACE_S``."""

@@ -10,7 +10,7 @@ Three rules, from the outside in:
    heavier class, so a first vip request is picked next.
 2. *Between tenants of a class* — round robin over those who wait, newcomers last: 900
    requests of one tenant delay another tenant's single request by one place.
-3. *Inside a tenant* — first in, first out.
+3. *Inside a tenant* — first in, first out; one whose turn was taken from it goes first.
 
 Starvation bound. While class ``c`` of weight ``w_c`` waits, it is picked within
 ``1 + Σ_{i≠c} (⌊w_i / w_c⌋ + 1)`` picks, whatever arrives or leaves meanwhile. Proof: at
@@ -55,7 +55,8 @@ class Ticket(Generic[T]):
     arrived: float
     deadline: float
     number: int
-    """Order of arrival over the whole queue; a ticket's identity."""
+    """Order of arrival over the whole queue, below zero for one that came back; a ticket's
+    identity."""
 
 
 class WaitingQueue(Generic[T]):
@@ -82,6 +83,7 @@ class WaitingQueue(Generic[T]):
         }
         self._virtual_time = 0
         self._pushed = 0
+        self._returned = 0
         self._waiting: dict[int, Ticket[T]] = {}
         # (deadline, number); entries of tickets that left are skipped, and swept out
         # before they outnumber the live ones. Numbers only, so that no item is kept alive.
@@ -109,12 +111,26 @@ class WaitingQueue(Generic[T]):
             patience = min(patience, timeout_s)
         self._pushed += 1
         ticket = Ticket(item, tenant, priority, now, now + patience, self._pushed)
-        if not room.size:
-            room.tag = max(room.tag, self._virtual_time)
-        room.add(ticket)
-        self._waiting[ticket.number] = ticket
-        heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
+        self._add(room, ticket)
         return ticket
+
+    def give_back(self, ticket: Ticket[T], *, deadline: float) -> Ticket[T]:
+        """Wait again, before the others of the tenant, after a ``pop`` that came to nothing.
+
+        Its turn is spent: shares and the bound hold as if it were new. It is never refused, so a
+        full class may hold a few more than its capacity.
+        """
+        self._returned += 1
+        again = Ticket(
+            ticket.item,
+            ticket.tenant,
+            ticket.priority,
+            ticket.arrived,
+            deadline,
+            -self._returned,
+        )
+        self._add(self._rooms[ticket.priority], again)
+        return again
 
     def peek(self) -> Ticket[T] | None:
         """Whom ``pop`` would return, deadlines disregarded: call ``expire`` first."""
@@ -248,6 +264,13 @@ class WaitingQueue(Generic[T]):
         waiting = (room for room in self._rooms.values() if room.size)
         return min(waiting, key=lambda room: room.tag, default=None)  # the first of equals
 
+    def _add(self, room: _Room[T], ticket: Ticket[T]) -> None:
+        if not room.size:
+            room.tag = max(room.tag, self._virtual_time)
+        room.add(ticket)
+        self._waiting[ticket.number] = ticket
+        heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
+
     def _forget(self, ticket: Ticket[T]) -> None:
         del self._waiting[ticket.number]
         if len(self._deadlines) > _SWEEP_FACTOR * len(self._waiting) + _SWEEP_SLACK:
@@ -273,7 +296,13 @@ class _Room(Generic[T]):
         self.drain = _Drain()
 
     def add(self, ticket: Ticket[T]) -> None:
-        self.lines.setdefault(ticket.tenant, OrderedDict())[ticket.number] = ticket
+        returned = ticket.number < 0
+        if ticket.tenant not in self.lines:
+            self.lines[ticket.tenant] = OrderedDict()
+            self.lines.move_to_end(ticket.tenant, last=not returned)
+        line = self.lines[ticket.tenant]
+        line[ticket.number] = ticket
+        line.move_to_end(ticket.number, last=not returned)
         self.size += 1
 
     def head(self) -> Ticket[T]:
@@ -322,7 +351,8 @@ class _Room(Generic[T]):
 
     def check_integrity(self) -> None:
         assert self.size == sum(len(line) for line in self.lines.values())
-        assert self.size <= self.limits.capacity
+        new = sum(number > 0 for line in self.lines.values() for number in line)
+        assert new <= self.limits.capacity
         for tenant, line in self.lines.items():
             assert line, f"idle tenant {tenant!r} is kept"
             numbers = list(line)

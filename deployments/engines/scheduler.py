@@ -15,6 +15,11 @@ Shared prompts. A newcomer whose tenant already runs a sequence with the same be
 the same version of the same adapter copies those keys and values instead of computing them;
 for the ``n`` choices of one request that is the whole prompt. Never across tenants: timing
 would tell what others ask.
+
+Preemption. When a vip call is next and no slot is free, the low call that began its answer last
+makes room: its keys and values are dropped, it waits again before the others of its tenant, and
+computes them anew when its turn comes, which changes no token (recomputation, as in vLLM: Kwon
+et al., SOSP 2023). Each call makes room once at most, so none is kept from its end for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from deployments.engines.queue import WaitingQueue
-from deployments.engines.sequence import Call, Chunk, Copy, Sequence, Step
+from deployments.engines.sequence import Call, Chunk, Copy, Plan, Sequence, Step
+from models.contracts import Priority
 
 MIN_SHARED_TOKENS = 16
 """Below this a copy saves less than it costs to look for."""
@@ -37,6 +43,7 @@ class Scheduler:
         queue: where calls wait for their first slot.
         slots: sequences that may run together.
         step_tokens: tokens of one step; at least ``slots``, so that all can decode.
+        preemption: low calls make room for vip ones.
         clock: seconds, the queue's own.
     """
 
@@ -46,6 +53,7 @@ class Scheduler:
         *,
         slots: int,
         step_tokens: int,
+        preemption: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
@@ -54,6 +62,7 @@ class Scheduler:
         self._forks: deque[Sequence] = deque()
         """Further choices of calls that have started; they go before the queue."""
         self._step_tokens = max(step_tokens, slots)
+        self._preemption = preemption
         self._clock = clock
 
     def add(self, call: Call) -> None:
@@ -80,10 +89,7 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """The sequence needs nothing more; frees its slot. Idempotent."""
         sequence.finished = True
-        if sequence.slot is not None:
-            self._slots[sequence.slot] = None
-            sequence.slot = None
-            self._running -= 1
+        self._unseat(sequence)
 
     def expire(self) -> list[Call]:
         """Calls whose deadline has come, while they waited or ran. They are cancelled here."""
@@ -96,13 +102,15 @@ class Scheduler:
             self.cancel(call)
         return late
 
-    def plan(self) -> tuple[Step | None, list[Call]]:
-        """The next step, if there is anything to compute, and the calls that start with it."""
+    def plan(self) -> Plan:
+        """Who makes room, who joins, and what is computed next."""
         copies: list[Copy] = []
-        started = self._join(copies)
+        preempted: list[Call] = []
+        started = self._join(copies, preempted)
         self._compact(copies)
         chunks = tuple(self._chunks())
-        return (Step(copies=tuple(copies), chunks=chunks) if chunks else None), started
+        step = Step(copies=tuple(copies), chunks=chunks) if chunks else None
+        return Plan(step=step, started=tuple(started), preempted=tuple(preempted))
 
     def commit(self, step: Step) -> None:
         """The step was computed: its tokens now lie in the slots."""
@@ -124,22 +132,58 @@ class Scheduler:
     def running(self) -> Iterator[Sequence]:
         return (sequence for sequence in self._slots if sequence is not None)
 
-    def _join(self, copies: list[Copy]) -> list[Call]:
+    def _join(self, copies: list[Copy], preempted: list[Call]) -> list[Call]:
         """Seat forks, then waiting calls, in the lowest free slots."""
         started: list[Call] = []
-        while self._running < len(self._slots):
-            sequence = self._next_fork()
+        while True:
+            if self._running < len(self._slots):
+                sequence = self._next_fork() or self._next_call(started)
+            elif yields := self._yields():
+                self._preempt(yields)
+                preempted.append(yields)
+                sequence = self._next_call(started)  # no fork: room was made for this one
+            else:
+                break
             if sequence is None:
-                ticket = self._queue.pop()
-                if ticket is None:
-                    break
-                call = ticket.item
-                call.started = self._clock()
-                started.append(call)
-                sequence, *forks = call.sequences
-                self._forks.extend(forks)
+                break
             self._seat(sequence, copies)
         return started
+
+    def _next_call(self, started: list[Call]) -> Sequence | None:
+        """The first choice of the call that is next; its others become forks."""
+        ticket = self._queue.pop()
+        if ticket is None:
+            return None
+        call = ticket.item
+        if call.started is None:
+            call.started = self._clock()
+            started.append(call)
+        sequence, *forks = (each for each in call.sequences if not each.finished)
+        self._forks.extend(forks)
+        return sequence
+
+    def _yields(self) -> Call | None:
+        """The call that makes room for the one that is next."""
+        head = self._queue.peek() if self._preemption else None
+        if head is None or head.priority is not Priority.VIP:
+            return None
+        # Only answers that have begun: logits have vouched for what lies in their slots.
+        seated: dict[Call, bool] = {}
+        for sequence in self.running():
+            call = sequence.call
+            if call.request.priority is Priority.LOW and not call.preempted:
+                seated[call] = seated.get(call, True) and sequence.generated > 0
+        candidates = (call for call, begun in seated.items() if begun)
+        return max(candidates, key=lambda call: call.started or 0.0, default=None)
+
+    def _preempt(self, call: Call) -> None:
+        call.preempted = True
+        self._forks = deque(fork for fork in self._forks if fork.call is not call)
+        for sequence in call.sequences:
+            self._unseat(sequence)
+            sequence.computed = 0
+        assert call.ticket is not None
+        call.ticket = self._queue.give_back(call.ticket, deadline=call.deadline)
 
     def _next_fork(self) -> Sequence | None:
         """The next choice whose sibling has computed the prompt, or is gone."""
@@ -159,8 +203,14 @@ class Scheduler:
         if donor is not None:
             copies.append(Copy(source=donor, target=slot, length=shared))
             sequence.computed = shared
-            if sequence.index == 0:  # a prompt is counted once, whatever n is
-                sequence.call.cached_tokens = shared
+            if sequence.index == 0 and not sequence.call.preempted:
+                sequence.call.cached_tokens = shared  # counted once, whatever n is
+
+    def _unseat(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._slots[sequence.slot] = None
+            sequence.slot = None
+            self._running -= 1
 
     def _donor(self, newcomer: Sequence) -> tuple[int | None, int]:
         """The slot with the longest common beginning, and its length in tokens.

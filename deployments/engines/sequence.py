@@ -30,6 +30,8 @@ class Call:
     ticket: Ticket[Call] | None = None
     sequences: list[Sequence] = field(default_factory=list)
     started: float | None = None
+    preempted: bool = False
+    """Made room once, and computes anew what it had. It will not have to again."""
     first_token: float | None = None
     cached_tokens: int = 0
     account: Future[Usage] | None = None
@@ -98,6 +100,11 @@ class Chunk:
     samples: bool
     """Whether the last token's logits are wanted, to draw the next one."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether this is the one token that was drawn last."""
+        return self.samples and len(self.tokens) == 1 and self.start >= self.sequence.prompt_length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -108,8 +115,21 @@ class Step:
 
     @property
     def prefill_tokens(self) -> int:
-        return sum(len(c.tokens) for c in self.chunks if c.start < c.sequence.prompt_length)
+        """Of prompts, and of what is computed anew."""
+        return sum(len(c.tokens) for c in self.chunks) - self.decode_tokens
 
     @property
     def decode_tokens(self) -> int:
-        return sum(len(c.tokens) for c in self.chunks) - self.prefill_tokens
+        return sum(c.decodes for c in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the scheduler has decided for the next step."""
+
+    step: Step | None
+    """``None``: there is nothing to compute."""
+    started: tuple[Call, ...] = ()
+    """Calls that join the batch for the first time."""
+    preempted: tuple[Call, ...] = ()
+    """Calls that made room, and wait again."""

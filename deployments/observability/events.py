@@ -63,6 +63,14 @@ class RequestStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPreempted:
+    """A request left the batch for one of a higher priority, and waits to go on."""
+
+    model: str
+    priority: Priority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestShed:
     """Refused or dropped while waiting: ``full``, ``expired`` or ``cancelled``."""
 
@@ -193,6 +201,7 @@ class AlertRaised:
 Event: TypeAlias = (
     RequestFinished
     | RequestStarted
+    | RequestPreempted
     | RequestShed
     | BatchRan
     | BatchFailed

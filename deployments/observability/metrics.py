@@ -27,6 +27,7 @@ from deployments.observability.events import (
     GuardrailActed,
     QuotaDenied,
     RequestFinished,
+    RequestPreempted,
     RequestShed,
     RequestStarted,
 )
@@ -191,6 +192,12 @@ SHED = Metric(
     "Requests refused or dropped while waiting: full, expired, cancelled.",
     ("model", "priority", "reason"),
 )
+PREEMPTED = Metric(
+    "frontier_preempted_total",
+    Kind.COUNTER,
+    "Requests that left the batch for one of a higher priority, to go on later.",
+    ("model", "priority"),
+)
 
 # The work itself.
 RUNNING = Metric(
@@ -277,6 +284,8 @@ def record(event: Event, sink: Sink) -> None:
             _request_finished(event, sink)
         case RequestShed():
             sink.add(SHED, (event.model, event.priority.value, event.reason), 1)
+        case RequestPreempted():
+            sink.add(PREEMPTED, (event.model, event.priority.value), 1)
         case BatchFailed():
             sink.add(BATCH_FAILURES, (event.model,), 1)
         case AdapterLoaded():

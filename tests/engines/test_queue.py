@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
 )
 
@@ -88,6 +89,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue: WaitingQueue[int] = WaitingQueue(classes, clock=self.clock)
         self.waiting: dict[int, Ticket[int]] = {}  # in order of arrival
         self.items = itertools.count()
+        self.popped: Ticket[int] | None = None
         self.passed_over: Counter[Priority] = Counter()
         self.class_spread: dict[tuple[Priority, Priority], Spread] = {}
         self.tenant_spread: dict[tuple[Priority, str, str], Spread] = {}
@@ -113,7 +115,7 @@ class QueueMachine(RuleBasedStateMachine):
         made = []
         for _ in range(count):
             item = next(self.items)
-            if len(self.of(priority)) == limits.capacity:
+            if len(self.of(priority)) >= limits.capacity:
                 with pytest.raises(Overloaded) as refused:
                     self.queue.push(item, tenant=tenant, priority=priority)
                 assert refused.value.retry_after is not None
@@ -139,6 +141,19 @@ class QueueMachine(RuleBasedStateMachine):
             self.check_pick(ticket)
             assert self.waiting.pop(ticket.item) is ticket
             self.forget_absent()
+            self.popped = ticket
+
+    @precondition(lambda self: self.popped is not None)
+    @rule(target=tickets, seconds=st.integers(0, 8))
+    def give_back(self, seconds: int) -> Ticket[int]:
+        before, self.popped = self.popped, None
+        assert before is not None
+        ticket = self.queue.give_back(before, deadline=self.clock.now + seconds)
+        assert (ticket.item, ticket.tenant) == (before.item, before.tenant)
+        assert (ticket.priority, ticket.arrived) == (before.priority, before.arrived)
+        assert ticket.deadline == self.clock.now + seconds
+        self.waiting = {ticket.item: ticket} | self.waiting
+        return ticket
 
     def check_pick(self, ticket: Ticket[int]) -> None:
         assert ticket is self.of(ticket.priority, ticket.tenant)[0], "not first in, first out"
@@ -178,7 +193,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(ticket=consumes(tickets))
     def remove(self, ticket: Ticket[int]) -> None:
-        was_waiting = self.waiting.pop(ticket.item, None) is not None
+        was_waiting = self.waiting.get(ticket.item) is ticket
+        if was_waiting:
+            del self.waiting[ticket.item]
         assert self.queue.remove(ticket) is was_waiting
         assert self.queue.remove(ticket) is False
         self.forget_absent()

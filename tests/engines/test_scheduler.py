@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from math import inf
 from typing import Any
 
 import pytest
@@ -103,7 +104,7 @@ def call(
 
 
 def step_of(scheduler: Scheduler) -> Step:
-    step, _ = scheduler.plan()
+    step = scheduler.plan().step
     assert step is not None
     return step
 
@@ -150,7 +151,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, **options: Any) -> Any:
         made = call(arrived=self.clock.now, **options)
         priority = made.request.priority
-        if sum(c.request.priority is priority for c in self.waiting) == 3:
+        if sum(c.request.priority is priority for c in self.waiting) >= 3:
             with pytest.raises(Overloaded):
                 self.scheduler.add(made)
             return multiple()
@@ -165,12 +166,26 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fails=st.sampled_from([False, False, False, False, True]))
     def step(self, data: st.DataObject, fails: bool) -> None:
-        step, joined = self.scheduler.plan()
-        for each in joined:
-            assert each.started == self.clock.now
-            self.waiting.remove(each)
-            self.started.append(each)
+        yielded = {c for c in (*self.waiting, *self.started) if c.preempted}
+        plan = self.scheduler.plan()
+        step = plan.step
         running = list(self.scheduler.running())
+        for each in plan.preempted:
+            assert each not in yielded, "made room twice"
+            assert each.request.priority is Priority.LOW
+        if plan.preempted:
+            vips = [s for s in running if s.call.request.priority is Priority.VIP]
+            assert any(s.call in plan.started for s in vips), "room was made for nobody"
+        for each in plan.started:
+            assert each.started == self.clock.now
+        for each in [*self.waiting, *self.started]:
+            sits = any(s.slot is not None for s in each.sequences)
+            if each in plan.started or (each.preempted and sits and each in self.waiting):
+                self.waiting.remove(each)
+                self.started.append(each)
+            elif each in plan.preempted and not sits:
+                self.started.remove(each)
+                self.waiting.append(each)
         self.check_seats(running)
         if step is None:
             assert not running
@@ -237,9 +252,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.clock.now += seconds
         late = self.scheduler.expire()
         now = self.clock.now
-        waited = [
-            c for c in self.waiting if min(c.deadline, c.arrived + 8) <= now or c.deadline <= now
-        ]
+        patience = {c: inf if c.preempted else c.arrived + 8 for c in self.waiting}
+        waited = [c for c in self.waiting if min(c.deadline, patience[c]) <= now]
         ran = [c for c in self.started if c.deadline <= now]
         assert {id(c) for c in late} == {id(c) for c in (*waited, *ran)}
         assert len(late) == len(waited) + len(ran), "told twice"
@@ -282,3 +296,113 @@ TestScheduler = SchedulerMachine.TestCase
 @pytest.mark.slow
 class TestSchedulerAtLength(SchedulerMachine.TestCase):
     settings = settings(max_examples=2000, stateful_step_count=60)
+
+
+def answering(scheduler: Scheduler, *calls: Call) -> None:
+    """All of them have begun to answer."""
+    for each in calls:
+        scheduler.add(each)
+    while not all(s.generated for each in calls for s in each.sequences):
+        advance(scheduler, step_of(scheduler))
+
+
+def low(**options: Any) -> Call:
+    return call(priority=Priority.LOW, **options)
+
+
+def vip(**options: Any) -> Call:
+    return call(priority=Priority.VIP, **options)
+
+
+def test_a_vip_call_takes_the_slot_of_the_low_one_that_began_last() -> None:
+    clock = Clock()
+    scheduler = make(2, clock=clock)
+    first, last, urgent = low(), low(), vip(max_tokens=1)
+    answering(scheduler, first)
+    clock.now += 1
+    answering(scheduler, last)
+    scheduler.add(urgent)
+    had = list(last.sequences[0].tokens)
+    plan = scheduler.plan()
+    assert (plan.started, plan.preempted) == ((urgent,), (last,))
+    assert plan.step is not None
+    advance(scheduler, plan.step)
+    assert urgent.done
+    resumed = scheduler.plan()  # its slot is free, and the other one goes on
+    assert (resumed.started, resumed.preempted) == ((), ())
+    assert last.started == clock.now, "it is no new start"
+    assert resumed.step is not None
+    chunk = next(c for c in resumed.step.chunks if c.sequence is last.sequences[0])
+    assert list(chunk.tokens) == had, "computed anew, and nothing was lost"
+    assert chunk.samples
+    assert resumed.step.prefill_tokens == len(had)
+
+
+def test_a_call_makes_room_once() -> None:
+    scheduler = make(1)
+    victim = low()
+    answering(scheduler, victim)
+    scheduler.add(vip(max_tokens=1))
+    assert scheduler.plan().preempted == (victim,)
+    while victim.sequences[0].slot is None:
+        advance(scheduler, step_of(scheduler))
+    advance(scheduler, step_of(scheduler))
+    scheduler.add(vip())
+    assert scheduler.plan().preempted == ()
+
+
+def test_all_choices_of_a_call_make_room_together() -> None:
+    scheduler = make(3)
+    victim, other = low(n=2), low()
+    answering(scheduler, other, victim)
+    victim.started = 1001.0
+    scheduler.add(vip(max_tokens=1))
+    scheduler.add(vip(max_tokens=1))
+    plan = scheduler.plan()
+    assert plan.preempted == (victim,)
+    assert len(plan.started) == 2
+
+
+@pytest.mark.parametrize(
+    ("runs", "comes"),
+    [
+        (Priority.LOW, Priority.STANDARD),
+        (Priority.STANDARD, Priority.VIP),
+        (Priority.VIP, Priority.VIP),
+    ],
+)
+def test_only_low_makes_room_and_only_for_vip(runs: Priority, comes: Priority) -> None:
+    scheduler = make(1)
+    answering(scheduler, call(priority=runs))
+    scheduler.add(call(priority=comes))
+    assert scheduler.plan().preempted == ()
+
+
+def test_a_call_that_has_not_begun_to_answer_stays() -> None:
+    scheduler = make(1, step_tokens=16)
+    scheduler.add(low(prompt=(1,) * 40))
+    advance(scheduler, step_of(scheduler))
+    scheduler.add(vip())
+    assert scheduler.plan().preempted == ()
+
+
+def test_nobody_makes_room_where_that_is_not_wanted() -> None:
+    waiting: WaitingQueue[Call] = WaitingQueue(QueueConfig().classes(), clock=Clock())
+    scheduler = Scheduler(waiting, slots=1, step_tokens=16, preemption=False, clock=Clock())
+    answering(scheduler, low())
+    scheduler.add(vip())
+    assert scheduler.plan().preempted == ()
+
+
+def test_one_that_made_room_waits_until_its_own_deadline_and_can_leave() -> None:
+    clock = Clock()
+    scheduler = make(1, clock=clock)
+    victim = low(timeout_s=200)
+    answering(scheduler, victim)
+    scheduler.add(vip(timeout_s=1000))
+    advance(scheduler, step_of(scheduler))
+    clock.now += 199  # longer than the class waits for a first turn
+    assert scheduler.expire() == []
+    clock.now += 1
+    assert scheduler.expire() == [victim]
+    assert victim.done

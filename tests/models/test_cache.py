@@ -24,10 +24,11 @@ MakeWheel = Callable[..., str]
 SOURCE = "hf:org/tiny"
 
 SLOW_FETCH = """
-import shutil, sys, time
+import shutil, signal, sys, time
 from pathlib import Path
 from models.sources import fetch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below `scripts/test &`
 model, cache, log, seconds = sys.argv[1:]
 
 def download(name, revision, into, need):

@@ -22,6 +22,7 @@ from deployments.observability.events import (
     EngineState,
     Event,
     RequestFinished,
+    RequestPreempted,
     RequestShed,
     RequestStarted,
 )
@@ -120,6 +121,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(BatchRan, model=models, rows=counts, duration_s=seconds, decode_tokens=counts),
     st.builds(RequestStarted, model=models, priority=priorities, queue_s=seconds),
     st.builds(RequestShed, model=models, priority=priorities, reason=st.just("full")),
+    st.builds(RequestPreempted, model=models, priority=priorities),
     st.builds(BatchFailed, model=models, rows=counts, error=st.just("boom")),
     st.builds(
         EngineState,

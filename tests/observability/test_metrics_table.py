@@ -22,6 +22,7 @@ from deployments.observability.events import (
     GuardrailActed,
     QuotaDenied,
     RequestFinished,
+    RequestPreempted,
     RequestShed,
     RequestStarted,
 )
@@ -162,6 +163,9 @@ def test_the_queue_and_the_engine() -> None:
     }
     assert measured(RequestShed(model="m", priority=Priority.VIP, reason="full")) == {
         (metrics.SHED, ("m", "vip", "full")): 1
+    }
+    assert measured(RequestPreempted(model="m", priority=Priority.LOW)) == {
+        (metrics.PREEMPTED, ("m", "low")): 1
     }
     assert measured(BatchFailed(model="m", rows=3, error="boom")) == {
         (metrics.BATCH_FAILURES, ("m",)): 1
