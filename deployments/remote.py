@@ -21,7 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.gateway.services import EmbedResult, PredictResult
-from models.contracts import Delta, GenerateRequest, Json, Priority, Usage, sum_of
+from models.contracts import Delta, GenerateRequest, Json, Priority, Prompt, Usage, sum_of
 from models.errors import InternalError, Overloaded, PlatformError, Unavailable, UpstreamError
 from state.errors import StateUnavailable
 from state.patience import SERVER_S, promptly
@@ -61,6 +61,7 @@ class RemoteGenerator:
         self._generate = handle.options(stream=True).generate
         self._answer = handle.answer
         self._retries = retries
+        self._ask = partial(ask, name, retries)
         self._leaving: dict[str, asyncio.Future[Usage | None]] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
@@ -103,6 +104,16 @@ class RemoteGenerator:
                 task.add_done_callback(self._asking.discard)
             self._leaving[request.receipt] = answer
         return await asyncio.shield(answer)
+
+    async def tokenize(self, prompt: Prompt) -> Sequence[int]:
+        """See ``models.contracts.Tokenizes``."""
+        tokens: Sequence[int] = await self._ask(self._handle.tokenize, prompt)
+        return tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See ``models.contracts.Tokenizes``."""
+        text: str = await self._ask(self._handle.detokenize, tokens)
+        return text
 
     async def _ask_for_all(self) -> None:
         await asyncio.sleep(GATHER_S)

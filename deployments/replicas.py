@@ -69,7 +69,16 @@ from deployments.tenants.retention import Retention, keep_house
 from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
 from models import artifact
-from models.contracts import Delta, GenerateRequest, Json, Predictor, Priority, Sampling, Usage
+from models.contracts import (
+    Delta,
+    GenerateRequest,
+    Json,
+    Predictor,
+    Priority,
+    Prompt,
+    Sampling,
+    Usage,
+)
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
 from models.sources.registry import SCHEME
 from state.counters import Strategy, open_counters
@@ -147,6 +156,20 @@ class GeneratorReplica:
     async def answer(self, request: GenerateRequest) -> list[Delta | PlatformError]:
         """All that ``generate`` yields, for those who want nothing before its end."""
         return [item async for item in self.generate(request)]
+
+    async def tokenize(self, prompt: Prompt) -> Sequence[int] | PlatformError:
+        """See ``models.contracts.Tokenizes``."""
+        try:
+            return await self._engine.tokenize(prompt)
+        except PlatformError as error:
+            return error
+
+    async def detokenize(self, tokens: Sequence[int]) -> str | PlatformError:
+        """See ``models.contracts.Tokenizes``."""
+        try:
+            return await self._engine.detokenize(tokens)
+        except PlatformError as error:
+            return error
 
     async def spent(self, receipts: Sequence[str]) -> list[Usage | None]:
         """What was done for requests whose clients have left; ``None``: not here, or not known."""

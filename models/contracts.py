@@ -215,6 +215,27 @@ class Accountable(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A generator that tells how it reads text; no adapter reads otherwise than its model."""
+
+    async def tokenize(self, prompt: Prompt) -> Sequence[int]:
+        """What ``generate`` would read for this prompt.
+
+        Raises:
+            models.errors.InvalidInput: as ``Generator.generate``, but for its length.
+        """
+        ...
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Their text, special tokens included.
+
+        Raises:
+            models.errors.InvalidInput: naming a token that the model does not have.
+        """
+        ...
+
+
 class Predictor(Protocol):
     """A fixed-cost model: embeddings, classifiers, forecasts, policies."""
 

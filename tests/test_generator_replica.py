@@ -117,6 +117,15 @@ async def test_adapters_by_name_alias_and_number(
     assert names == {"poet@1", "poet@2"}, "however it is called, a version is loaded once"
 
 
+async def test_it_tells_how_its_engine_reads(shell: GeneratorReplica) -> None:
+    read = await shell.tokenize("Hello")
+    assert not isinstance(read, PlatformError)
+    assert await shell.detokenize(read) == "Hello"
+    wrong = await shell.detokenize([10**6])
+    assert isinstance(wrong, InvalidInput)
+    assert isinstance(await shell.tokenize((10**6,)), InvalidInput)
+
+
 async def test_a_moved_alias_under_load(
     shell: GeneratorReplica, registry: Registry, made: list[Path], tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ class Replicas:
         self.generate = SimpleNamespace(remote=self._generate)
         self.answer = SimpleNamespace(remote=self._generate)
         self.embed = SimpleNamespace(remote=self._embed)
+        self.tokenize = self.detokenize = self.embed
 
     def options(self, *, stream: bool) -> Replicas:
         assert stream
@@ -169,6 +170,15 @@ def test_an_error_that_a_replica_sends_is_raised_as_it_is() -> None:
         generate(replicas, retries=3)
     assert caught.value is refusal
     assert replicas.calls == 1
+
+
+def test_how_a_model_reads_is_asked_of_any_replica() -> None:
+    replicas = Replicas(ActorDiedError(), (1, 2), "Hi", InvalidInput("no", param="tokens"))
+    generator = RemoteGenerator("m", replicas.handle, retries=1)
+    assert asyncio.run(generator.tokenize("Hi")) == (1, 2)
+    assert asyncio.run(generator.detokenize([1, 2])) == "Hi"
+    with pytest.raises(InvalidInput, match="no"):
+        asyncio.run(generator.detokenize([9]))
 
 
 def test_a_client_that_leaves_cancels_the_replica() -> None:

@@ -80,7 +80,7 @@ def _room(prompt: tuple[int, ...], limits: Limits, field: str) -> int:
     """How many new tokens the context has place for."""
     if not prompt:
         raise InvalidInput("The prompt is empty; send at least one token.", param=field)
-    _check_tokens(field, prompt, limits.vocabulary)
+    check_tokens(field, prompt, limits.vocabulary)
     room = limits.context - len(prompt)
     if room < 1:
         raise InvalidInput(
@@ -97,7 +97,7 @@ def _check_sampling(sampling: Sampling, vocabulary: int) -> None:
         value = getattr(sampling, field)
         if not low <= value <= high:  # a NaN is in no range
             raise InvalidInput(f"{field} is {value}; it can be {low} to {high}.", param=field)
-    _check_tokens("logit_bias", sampling.logit_bias, vocabulary)
+    check_tokens("logit_bias", sampling.logit_bias, vocabulary)
     for token, bias in sampling.logit_bias.items():
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise InvalidInput(
@@ -114,10 +114,11 @@ def _check_sampling(sampling: Sampling, vocabulary: int) -> None:
         raise InvalidInput(
             "stop has an empty string; each needs at least one character.", param="stop"
         )
-    _check_tokens("stop_token_ids", sampling.stop_token_ids, vocabulary)
+    check_tokens("stop_token_ids", sampling.stop_token_ids, vocabulary)
 
 
-def _check_tokens(field: str, tokens: Iterable[int], vocabulary: int) -> None:
+def check_tokens(field: str, tokens: Iterable[int], vocabulary: int) -> None:
+    """Raises :class:`InvalidInput` naming the first that the vocabulary does not have."""
     for token in tokens:
         if not 0 <= token < vocabulary:
             raise InvalidInput(

@@ -23,6 +23,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -30,7 +31,7 @@ from pathlib import Path
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.accounts import Accounts, close
 from deployments.engines.adapters import AdapterInfo, AdapterStore, Lease, Resolve
-from deployments.engines.admission import Limits, admit
+from deployments.engines.admission import Limits, admit, check_tokens, prompt_field
 from deployments.engines.computing import Computing
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.output import Output
@@ -50,7 +51,7 @@ from deployments.observability.events import (
     RequestStarted,
     discard,
 )
-from models.contracts import Delta, FinishReason, GenerateRequest, Timings, Usage
+from models.contracts import Delta, FinishReason, GenerateRequest, Prompt, Timings, Usage
 from models.errors import InternalError, Overloaded, PlatformError, Timeout, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,17 @@ class Engine:
     async def spent(self, request: GenerateRequest) -> Usage | None:
         """See ``models.contracts.Accountable``."""
         return None if request.receipt is None else await self.accounts.spent(request.receipt)
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """See ``models.contracts.Tokenizes``."""
+        tokens = await self._codec.encode(prompt)
+        check_tokens(prompt_field(prompt), tokens, self._limits.vocabulary)
+        return tokens
+
+    async def detokenize(self, tokens: Items[int]) -> str:
+        """See ``models.contracts.Tokenizes``."""
+        check_tokens("tokens", tokens, self._limits.vocabulary)
+        return await self._codec.spell(tokens)
 
     # --- called from any thread ---------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,19 @@ class TextCodec:
         text: str = self._backend.decode(tokens, skip_special_tokens=True)
         return text
 
+    async def spell(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        if len(tokens) > LONG_PROMPT:
+            return await asyncio.to_thread(self._spell, tokens)
+        return self._spell(tokens)
+
+    def _spell(self, tokens: Sequence[int]) -> str:
+        text: str = self._backend.decode(list(tokens), skip_special_tokens=False)
+        return text
+
     def token(self, token: int) -> str:
         """One token as shown beside its log-probability, special ones included."""
-        text: str = self._backend.decode([token], skip_special_tokens=False)
-        return text
+        return self._spell([token])
 
 
 class TextStream:

@@ -48,6 +48,7 @@ from deployments.gateway.routes import (
     openai_embeddings,
     openai_models,
     predict,
+    tokens,
     webhooks,
 )
 from deployments.gateway.services import Services
@@ -84,6 +85,7 @@ def routes(services: Services) -> list[Operation]:
         *openai_completions.operations(services),
         *openai_embeddings.operations(services),
         *predict.operations(services),
+        *tokens.operations(services),
         *health.operations(services),
         *openai_models.operations(services),
         *admin_models.operations(services),

@@ -25,10 +25,14 @@ OPENAI_TYPES = {
 }
 
 
+TOKENS = frozenset({"/tokenize", "/detokenize"})
+"""vLLM's routes, beside OpenAI's."""
+
+
 def speaks_openai(path: str) -> bool:
-    """Whether errors under this path are OpenAI's: all of ``/v1`` but our own routes."""
+    """Whether errors under this path are OpenAI's: ``/v1`` but our own routes; vLLM's."""
     ours = path.startswith("/v1/infer") or path.endswith("/predict")
-    return path.startswith("/v1/") and not ours
+    return path in TOKENS or (path.startswith("/v1/") and not ours)
 
 
 def openai_error(error: PlatformError) -> dict[str, object]:

@@ -46,6 +46,8 @@ GOOD: Mapping[str, tuple[str, dict[str, Any]]] = {
     "POST /v1/infer": ("/v1/infer", {"model": "smollm2", "prompt": "hi"}),
     "POST /v1/infer/stream": ("/v1/infer/stream", {"model": "smollm2", "prompt": "hi"}),
     "POST /v1/models/{model}/predict": ("/v1/models/digits/predict", {"inputs": [1]}),
+    "POST /tokenize": ("/tokenize", {"model": "smollm2", "prompt": "hi"}),
+    "POST /detokenize": ("/detokenize", {"model": "smollm2", "tokens": [104, 105]}),
     "POST /admin/v1/models/{model}/adapters": (
         "/admin/v1/models/smollm2/adapters",
         {"name": "poet"},

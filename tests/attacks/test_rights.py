@@ -37,6 +37,8 @@ MAY: Mapping[str, frozenset[Role | None]] = {
     "POST /v1/infer/stream": ASKS,
     "WEBSOCKET /v1/infer/ws": ASKS,
     "POST /v1/models/{model}/predict": ASKS,
+    "POST /tokenize": ASKS,
+    "POST /detokenize": ASKS,
     "GET /v1/models": ASKS,
     "GET /v1/models/{model}": ASKS,
     "GET /healthz": EVERYBODY,

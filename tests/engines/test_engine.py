@@ -75,6 +75,22 @@ async def test_the_context_is_filled_to_its_last_token(
         assert deltas[-1].finish_reason is FinishReason.LENGTH
 
 
+async def test_it_tells_how_it_reads(llama: Path, start: Start) -> None:
+    engine = start(llama)
+    conversation = (ChatMessage(role="user", content="Grüße"),)
+    read = await engine.tokenize(conversation)
+    deltas = await answer(engine, request(conversation, greedy(1)))
+    assert deltas[-1].usage is not None
+    assert deltas[-1].usage.prompt_tokens == len(read)
+    assert await engine.detokenize(read) == "<user>Grüße</user><assistant>"
+    assert await engine.tokenize((1, 2)) == (1, 2)
+    beyond = engine._limits.vocabulary
+    with pytest.raises(InvalidInput, match=f"tokens has token {beyond}"):
+        await engine.detokenize([1, beyond])
+    with pytest.raises(InvalidInput, match=f"prompt has token {beyond}"):
+        await engine.tokenize((beyond,))
+
+
 async def test_what_ends_a_sequence(llama: Path, start: Start, reference: Reference) -> None:
     engine = start(llama)
     full = reference.answer(request(LONG)).tokens

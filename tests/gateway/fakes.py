@@ -21,11 +21,13 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
 from models.contracts import (
+    ChatMessage,
     Delta,
     FinishReason,
     GenerateRequest,
     Json,
     Priority,
+    Prompt,
     Sampling,
     Timings,
     TokenLogprob,
@@ -93,6 +95,17 @@ class FakeGenerator:
             if not ended:
                 self.cancelled.append(request.id)
 
+    async def tokenize(self, prompt: Prompt) -> Sequence[int]:
+        if self.error is not None:
+            raise self.error
+        said = prompt if isinstance(prompt, str) else "".join(_shown(part) for part in prompt)
+        return tuple(map(ord, said))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        if self.error is not None:
+            raise self.error
+        return "".join(map(chr, tokens))
+
     def _answered_by(self, request: GenerateRequest) -> str | None:
         if self.answered_by is None or request.adapter is None:
             return self.answered_by
@@ -104,6 +117,10 @@ class FakeGenerator:
             completion_tokens=len(self.pieces) * request.n,
             cached_tokens=1,
         )
+
+
+def _shown(part: int | ChatMessage) -> str:
+    return f"<{part.role}>{part.content}" if isinstance(part, ChatMessage) else chr(part)
 
 
 def _logprobs(request: GenerateRequest, piece: str) -> tuple[TokenLogprob, ...] | None:
