@@ -277,7 +277,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         left = [*self.waiting, *self.started]
-        work = sum(len(s.tokens) + s.max_tokens for c in left for s in c.sequences)
+        # A low call may make room once, and compute anew what it had.
+        times = {c: 2 if c.request.priority is Priority.LOW else 1 for c in left}
+        work = sum(times[c] * (len(s.tokens) + s.max_tokens) for c in left for s in c.sequences)
         for _ in range(work):
             if self.scheduler.idle:
                 break
