@@ -32,7 +32,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from deployments.config import PriorityClass
@@ -121,14 +121,7 @@ class WaitingQueue(Generic[T]):
         full class may hold a few more than its capacity.
         """
         self._returned += 1
-        again = Ticket(
-            ticket.item,
-            ticket.tenant,
-            ticket.priority,
-            ticket.arrived,
-            deadline,
-            -self._returned,
-        )
+        again = replace(ticket, deadline=deadline, number=-self._returned)
         self._add(self._rooms[ticket.priority], again)
         return again
 
@@ -296,13 +289,12 @@ class _Room(Generic[T]):
         self.drain = _Drain()
 
     def add(self, ticket: Ticket[T]) -> None:
-        returned = ticket.number < 0
-        if ticket.tenant not in self.lines:
-            self.lines[ticket.tenant] = OrderedDict()
-            self.lines.move_to_end(ticket.tenant, last=not returned)
-        line = self.lines[ticket.tenant]
+        line = self.lines.setdefault(ticket.tenant, OrderedDict())
         line[ticket.number] = ticket
-        line.move_to_end(ticket.number, last=not returned)
+        if ticket.number < 0:  # it came back
+            line.move_to_end(ticket.number, last=False)
+            if len(line) == 1:
+                self.lines.move_to_end(ticket.tenant, last=False)
         self.size += 1
 
     def head(self) -> Ticket[T]:

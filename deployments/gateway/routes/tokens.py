@@ -15,7 +15,7 @@ from deployments.gateway.schemas.tokens import (
     TokenizeAnswer,
     TokenizeRequest,
 )
-from deployments.gateway.services import Services
+from deployments.gateway.services import ServedModel, Services
 from deployments.tenants.meter import Work
 from deployments.tenants.sight import Sight
 from models.contracts import Tokenizes
@@ -46,29 +46,23 @@ def operations(services: Services) -> list[Operation]:
 async def tokenize(services: Services, call: Call[TokenizeRequest]) -> ASGIApp:
     request, exchange = call.input, call.exchange
     prompt = request.asked
-    worker = _worker(services, request.model, exchange.sight)
-    exchange.model = request.model
+    model, worker = _reader(services, request.model, exchange.sight)
+    exchange.model = model.name
     async with metered(services, exchange, Work()):
         tokens = await worker.tokenize(prompt)
-    return json_response(
-        {
-            "count": len(tokens),
-            "max_model_len": services.model(request.model, exchange.sight).context,
-            "tokens": tokens,
-        }
-    )
+    return json_response({"count": len(tokens), "max_model_len": model.context, "tokens": tokens})
 
 
 async def detokenize(services: Services, call: Call[DetokenizeRequest]) -> ASGIApp:
     request, exchange = call.input, call.exchange
-    worker = _worker(services, request.model, exchange.sight)
-    exchange.model = request.model
+    model, worker = _reader(services, request.model, exchange.sight)
+    exchange.model = model.name
     async with metered(services, exchange, Work()):
         text = await worker.detokenize(request.tokens)
     return json_response({"prompt": text})
 
 
-def _worker(services: Services, name: str, sight: Sight) -> Tokenizes:
+def _reader(services: Services, name: str, sight: Sight) -> tuple[ServedModel, Tokenizes]:
     """Raises :class:`InvalidInput` where there is no tokenizer to ask, ``NotFound`` no model."""
     model, adapter = services.find(name, sight)
     worker = services.generator(model.name, sight)
@@ -78,4 +72,4 @@ def _worker(services: Services, name: str, sight: Sight) -> Tokenizes:
         )
     if not isinstance(worker, Tokenizes):
         raise InvalidInput(f"The model {name!r} does not tell its tokens.", param="model")
-    return worker
+    return model, worker
