@@ -35,7 +35,7 @@ from deployments.engines.embeddings import SentenceEncoder
 from deployments.engines.following import Batching
 from deployments.observability.events import BatchRan, Event
 from deployments.replicas import ServeBatching
-from models.contracts import Json, Predictor, Priority
+from models.contracts import Json, Predictor, Standing
 from models.errors import PlatformError
 from models.sources import fetch
 
@@ -118,7 +118,7 @@ class Subject:
     async def call(self, text: str) -> bool:
         """Whether it was served."""
         try:
-            await self._trial.batching.submit(text, tenant="bench", priority=Priority.STANDARD)
+            await self._trial.batching.submit(text, Standing(tenant="bench"))
         except PlatformError:
             return False
         return True

@@ -85,6 +85,16 @@ class AdapterLimits(Section):
     max_rank: int = Field(default=64, ge=1)
 
 
+class PrefixCache(Section):
+    """Keys and values that later requests with the same beginning use: system prompts, chats."""
+
+    tokens: int = Field(default=4096, ge=0)
+    """Kept beside the slots; 0: none."""
+    shared: bool = False
+    """Between tenants too. The time an answer takes then tells whether anybody else has sent the
+    same beginning."""
+
+
 class EngineConfig(Section):
     """The embedded engine: continuous batching for any Hugging Face causal LM."""
 
@@ -102,6 +112,7 @@ class EngineConfig(Section):
     """The largest ``n``."""
     preemption: bool = True
     """When a vip request waits for a slot, a low one makes room, once, and goes on later."""
+    prefix_cache: PrefixCache = PrefixCache()
     adapters: AdapterLimits = AdapterLimits()
 
 
@@ -303,11 +314,13 @@ class PlanConfig(Section):
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Of one continuation; asking for more is an error."""
     max_temperature: float | None = Field(default=None, ge=0, le=2)
+    weight: int = Field(default=1, ge=1, le=1000)
+    """Of a tenant's share of the tokens, while others of its priority wait too."""
     guardrails: GuardrailsConfig | None = None
     """In place of the gateway's."""
 
     NOT_COUNTED: ClassVar[frozenset[str]] = frozenset(
-        {"max_new_tokens", "max_temperature", "guardrails"}
+        {"max_new_tokens", "max_temperature", "weight", "guardrails"}
     )
 
     @cached_property

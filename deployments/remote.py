@@ -21,7 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.gateway.services import EmbedResult, PredictResult
-from models.contracts import Delta, GenerateRequest, Json, Priority, Prompt, Usage, sum_of
+from models.contracts import Delta, GenerateRequest, Json, Prompt, Standing, Usage, sum_of
 from models.errors import InternalError, Overloaded, PlatformError, Unavailable, UpstreamError
 from state.errors import StateUnavailable
 from state.patience import SERVER_S, promptly
@@ -149,15 +149,13 @@ class RemoteEmbedder:
         self._embed = handle.embed
         self._ask = partial(ask, name, retries)
 
-    async def embed(
-        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult:
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
         """See ``deployments.gateway.services.Embedder``."""
         parts = [
             inputs[at : at + EMBED_CALL_INPUTS] for at in range(0, len(inputs), EMBED_CALL_INPUTS)
         ]
         results: list[EmbedResult] = await asyncio.gather(
-            *(self._ask(self._embed, list(part), priority, tenant, timeout_s) for part in parts)
+            *(self._ask(self._embed, list(part), standing) for part in parts)
         )
         answered_by = {result.answered_by for result in results}  # each by some replica
         return EmbedResult(
@@ -174,11 +172,9 @@ class RemotePredictor:
         self._predict = handle.predict
         self._ask = partial(ask, name, retries)
 
-    async def predict(
-        self, inputs: Sequence[Json], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> PredictResult:
+    async def predict(self, inputs: Sequence[Json], standing: Standing) -> PredictResult:
         """One call, however many inputs: all of them are answered by one version."""
-        outputs, version = await self._ask(self._predict, list(inputs), priority, tenant, timeout_s)
+        outputs, version = await self._ask(self._predict, list(inputs), standing)
         return PredictResult(predictions=outputs, version=version)
 
 

@@ -74,9 +74,9 @@ from models.contracts import (
     GenerateRequest,
     Json,
     Predictor,
-    Priority,
     Prompt,
     Sampling,
+    Standing,
     Usage,
 )
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
@@ -241,13 +241,12 @@ class ServeBatching:
     async def close(self) -> None:
         del self._predictor  # Serve's batching keeps what it decorates for as long as the process
 
-    async def submit(
-        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
-    ) -> Json:
+    async def submit(self, input: Json, standing: Standing) -> Json:
         try:
-            outcome = await asyncio.wait_for(self._predict(input), timeout_s)
+            outcome = await asyncio.wait_for(self._predict(input), standing.timeout_s)
         except TimeoutError:
-            raise Timeout(f"{self._model!r} did not answer within {timeout_s} s.") from None
+            waited = f"within {standing.timeout_s} s"
+            raise Timeout(f"{self._model!r} did not answer {waited}.") from None
         if isinstance(outcome, PlatformError):
             raise outcome
         return cast("Json", outcome)
@@ -299,7 +298,7 @@ class PredictorReplica:
         self._following.configure(BatchLimits.model_validate(user_config))
 
     async def predict(
-        self, inputs: Sequence[Json], priority: Priority, tenant: str, timeout_s: float | None
+        self, inputs: Sequence[Json], standing: Standing
     ) -> tuple[list[Json], str | None] | PlatformError:
         """Outputs, and the version that all of them come from; or what went wrong."""
         outputs: list[Json] = []
@@ -309,16 +308,14 @@ class PredictorReplica:
                 size = self._following.limits.max_batch_size
                 for at in range(0, len(inputs), size):
                     part = inputs[at : at + size]
-                    outputs += await self._submit(batching, part, at, priority, tenant, timeout_s)
+                    outputs += await self._submit(batching, part, at, standing)
         except PlatformError as error:
             return error
         return outputs, version.name
 
-    async def embed(
-        self, inputs: Sequence[str], priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult | PlatformError:
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult | PlatformError:
         """Vectors as ``[inputs, dimensions]`` float32; or what went wrong."""
-        answer = await self.predict(inputs, priority, tenant, timeout_s)
+        answer = await self.predict(inputs, standing)
         if isinstance(answer, PlatformError):
             return answer
         outputs = cast("list[Embedding]", answer[0])
@@ -330,21 +327,13 @@ class PredictorReplica:
         )
 
     async def _submit(
-        self,
-        batching: Batching,
-        inputs: Sequence[Json],
-        offset: int,
-        priority: Priority,
-        tenant: str,
-        timeout_s: float | None,
+        self, batching: Batching, inputs: Sequence[Json], offset: int, standing: Standing
     ) -> list[Json]:
         """Predict for inputs together; the first error tells which one it was."""
 
         async def one(index: int, input: Json) -> Json:
             try:
-                return await batching.submit(
-                    input, tenant=tenant, priority=priority, timeout_s=timeout_s
-                )
+                return await batching.submit(input, standing)
             except InvalidInput as error:
                 embeds = self._model.task == "embed"
                 raise InvalidInput(
@@ -417,6 +406,11 @@ class GatewayReplica:
         counters = open_counters(Places.of().counters)
         entrance = authenticator(config.auth, directory, peppers)
         ledger = Ledger(database, now=time.time, clock=time.monotonic)
+        idempotency = IdempotencyRecords(database, ttl_s=config.idempotency.ttl_s)
+
+        async def close() -> None:
+            await asyncio.gather(ledger.close(), idempotency.close())
+
         emit, state = _observers(), {}
         if entrance is not None:  # else nobody has limits, and nobody is to pay
             alerts = Alerts(database=database, now=time.time, emit=emit)
@@ -449,7 +443,7 @@ class GatewayReplica:
                     refresh_s=self._config.registry.refresh_s,
                 ),
                 directory=directory,
-                idempotency=IdempotencyRecords(database, ttl_s=config.idempotency.ttl_s),
+                idempotency=idempotency,
                 authenticator=entrance,
                 meter=Meter(
                     counters=counters,
@@ -463,7 +457,7 @@ class GatewayReplica:
                 inbox=inbox,
                 cache=cache,
                 bind_host=bind_host(),
-                close=ledger.close,
+                close=close,
             )
         )
 

@@ -22,6 +22,18 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Whom a call is for and how long it may take: all that decides whose turn it is."""
+
+    tenant: str = "public"
+    weight: int = 1
+    """Of the tenant's share, beside others of the same priority."""
+    priority: Priority = Priority.STANDARD
+    timeout_s: float | None = None
+    """From now; ``None``: as long as its priority may wait."""
+
+
 class FinishReason(StrEnum):
     STOP = "stop"
     """An end-of-sequence token, a stop token or a stop string."""
@@ -85,6 +97,8 @@ class GenerateRequest:
     stream: bool = False
     """False: the caller wants nothing before the end, so only one delta a choice is sent."""
     tenant: str = "public"
+    weight: int = 1
+    """Of the tenant's share beside others of the same priority."""
     priority: Priority = Priority.STANDARD
     timeout_s: float | None = None
     """Seconds from arrival at the engine until the whole answer must be there."""

@@ -21,7 +21,7 @@ from deployments.observability.events import discard
 from deployments.replicas import PredictorReplica
 from models import artifact
 from models.artifact import Facts, Manifest
-from models.contracts import Json, Priority
+from models.contracts import Json, Standing
 from models.errors import InvalidInput, NotFound, PlatformError
 from models.registry import open_registry
 from models.store import Store
@@ -79,7 +79,7 @@ def replica(**fields: Any) -> PredictorReplica:
 
 
 async def ask(replica: PredictorReplica, *inputs: Json) -> Any:
-    return await replica.predict(list(inputs), Priority.STANDARD, "public", 5.0)
+    return await replica.predict(list(inputs), Standing(timeout_s=5.0))
 
 
 async def stop(replica: PredictorReplica) -> None:
@@ -185,7 +185,7 @@ async def test_vectors_say_exactly_what_they_are_from(
     monkeypatch.setattr(replicas, "_predictor", lambda model, folder: Lengths())
     model = EmbedModel(task="embed", source=str(tmp_path), sha256=sha256)
     shell = PredictorReplica("lengths", model.model_dump(mode="json"), RHYTHM)
-    result = await shell.embed(["a", "bcd"], Priority.STANDARD, "public", 5.0)
+    result = await shell.embed(["a", "bcd"], Standing(timeout_s=5.0))
     assert isinstance(result, EmbedResult)
     assert np.array_equal(np.asarray(result.vectors), [[1, 1], [3, 1]])
     assert (result.tokens, result.prompt_tokens) == ([1, 3], 4)

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments import remote
 from deployments.gateway.services import EmbedResult
 from deployments.remote import RemoteEmbedder, RemoteGenerator, readiness, translate
-from models.contracts import NO_USAGE, Delta, GenerateRequest, Place, Usage
+from models.contracts import NO_USAGE, Delta, GenerateRequest, Place, Standing, Usage
 from models.errors import (
     InternalError,
     InvalidInput,
@@ -108,7 +108,7 @@ def generate(
 
 def embed(replicas: Replicas, *, retries: int = 1, inputs: int = 1) -> Any:
     embedder = RemoteEmbedder("m", replicas.handle, retries=retries)
-    call = embedder.embed(["x"] * inputs, priority=cast("Any", 0), tenant="t", timeout_s=None)
+    call = embedder.embed(["x"] * inputs, Standing())
     return asyncio.run(call)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from deployments.caching.cache import ResponseCache
@@ -15,7 +15,7 @@ from deployments.caching.keys import embedding_key
 from deployments.caching.reuse import BY_WORK, Outcome, Told, Wish
 from deployments.gateway.services import Embedder, EmbedResult
 from deployments.observability.events import CacheAsked
-from models.contracts import Priority
+from models.contracts import Standing
 from models.errors import InvalidInput
 
 
@@ -35,21 +35,17 @@ class CachingEmbedder:
     version: str
     told: Told
 
-    async def embed(
-        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult:
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
         """See ``deployments.gateway.services.Embedder``."""
-        alone = partial(
-            self.inner.embed, inputs, priority=priority, tenant=tenant, timeout_s=timeout_s
-        )
+        alone = partial(self.inner.embed, inputs, standing)
         if not self.wish.write:
             return await alone()
         keys = [
-            embedding_key(text, tenant=tenant, model=self.model, version=self.version)
+            embedding_key(text, tenant=standing.tenant, model=self.model, version=self.version)
             for text in inputs
         ]
         texts = dict(zip(keys, inputs, strict=True))
-        flights = self.cache.embeddings
+        flights, priority = self.cache.embeddings, standing.priority
         joined = {
             key: flight
             for key in texts
@@ -59,7 +55,7 @@ class CachingEmbedder:
         own = {key: text for key, text in texts.items() if key not in joined}
         aboard = list(dict.fromkeys(joined.values()))
         if own:
-            work = partial(self._answer, own, priority, tenant)
+            work = partial(self._answer, own, standing)
             aboard.append(flights.start(list(own), work, priority=priority, stream=False))
         async with AsyncExitStack() as stack:
             for flight in aboard:
@@ -93,14 +89,11 @@ class CachingEmbedder:
         )
 
     async def _answer(
-        self,
-        texts: Mapping[str, str],
-        priority: Priority,
-        tenant: str,
-        flight: Flight[dict[str, Embedded]],
+        self, texts: Mapping[str, str], standing: Standing, flight: Flight[dict[str, Embedded]]
     ) -> None:
         """Find vectors or have them computed, for all who are aboard. One item tells all."""
         answers: dict[str, Embedded] = {}
+        tenant = standing.tenant
         if self.wish.read:
             values = await self.cache.store.get(tenant, list(texts))
             for key, value in zip(texts, values, strict=True):
@@ -113,7 +106,7 @@ class CachingEmbedder:
             return
         # Each caller has a deadline and leaves when it has passed; the others go on.
         result = await self.inner.embed(
-            [texts[key] for key in missing], priority=priority, tenant=tenant, timeout_s=None
+            [texts[key] for key in missing], replace(standing, timeout_s=None)
         )
         computed = {
             key: Embedded(vector=vector, tokens=tokens)

@@ -30,7 +30,7 @@ from deployments.observability.events import (
     RequestStarted,
     discard,
 )
-from models.contracts import Json, Predictor, Priority
+from models.contracts import Json, Predictor, Priority, Standing
 from models.errors import (
     InternalError,
     InvalidInput,
@@ -115,13 +115,12 @@ class Batcher:
         self._alarm_at = 0.0
         self._closed = False
 
-    async def submit(
-        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
-    ) -> Json:
+    async def submit(self, input: Json, standing: Standing) -> Json:
         """Wait for a batch, and for its output. Cancelling gives up the place in the queue.
 
         Args:
-            timeout_s: how long to wait for a batch to start, if less than the class allows.
+            standing: its timeout is how long to wait for a batch to start, if that is less than
+                the class allows. Every input counts the same against a tenant's share.
 
         Raises:
             InvalidInput: the model refuses this input.
@@ -132,9 +131,15 @@ class Batcher:
         """
         if self._closed:
             raise Unavailable(f"{self._model!r} is shutting down; retry on another replica.")
-        call = _Call(input, asyncio.get_running_loop().create_future())
+        call, priority = _Call(input, asyncio.get_running_loop().create_future()), standing.priority
         try:
-            ticket = self._queue.push(call, tenant=tenant, priority=priority, timeout_s=timeout_s)
+            ticket = self._queue.push(
+                call,
+                tenant=standing.tenant,
+                weight=standing.weight,
+                priority=priority,
+                timeout_s=standing.timeout_s,
+            )
         except Overloaded:
             self._emit(RequestShed(model=self._model, priority=priority, reason="full"))
             raise

@@ -35,11 +35,12 @@ from deployments.engines.admission import Limits, admit, check_tokens, prompt_fi
 from deployments.engines.computing import Computing
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.output import Output
+from deployments.engines.prefixes import PrefixIndex
 from deployments.engines.queue import WaitingQueue
 from deployments.engines.runner import Runner
 from deployments.engines.sampler import Drawn, sample
 from deployments.engines.scheduler import Scheduler
-from deployments.engines.sequence import Call, Chunk, Sequence, Step
+from deployments.engines.sequence import Call, Chunk, Save, Sequence, Step
 from deployments.engines.text import TextCodec
 from deployments.observability.events import (
     BatchFailed,
@@ -124,6 +125,8 @@ class Engine:
             slots=config.slots,
             step_tokens=config.step_tokens,
             preemption=config.preemption,
+            prefixes=PrefixIndex(self._runner.blocks),
+            shared=config.prefix_cache.shared,
             clock=clock,
         )
         self._adapters = AdapterStore(
@@ -137,6 +140,8 @@ class Engine:
         self._outputs: dict[Sequence, Output] = {}
         self._mailboxes: dict[Call, Mailbox] = {}
         self._posts: list[tuple[Mailbox, Delta | PlatformError]] = []
+        self._saves: list[Save] = []
+        """Of this step: to be kept before any of these slots changes hands."""
         self.accounts = Accounts()
         """Of requests with a receipt."""
         self._hopeful: dict[Call, _Told] = {}
@@ -359,6 +364,7 @@ class Engine:
             self._scheduler.commit(step)
             for chunk, row in zip(chunks, drawn, strict=True):
                 self._advance(chunk, row)
+            self._save()
         self._emit(
             BatchRan(
                 model=self.name,
@@ -390,10 +396,22 @@ class Engine:
             self._posts.append((self._mailboxes[call], error))
             self._drop(call, None)
             return
+        if (sequence.finished or sequence.generated == 1) and (
+            save := self._scheduler.keep(sequence, chunk.slot)
+        ):
+            self._saves.append(save)
         if delta is not None:
             self._posts.append((self._mailboxes[call], delta))
         if sequence.finished and call.done:
             self._drop(call, None)
+
+    def _save(self) -> None:
+        saves, self._saves = self._saves, []
+        try:
+            self._runner.save(saves)
+        except Exception:
+            logger.exception("what was computed could not be kept for later requests")
+            self._scheduler.forget_kept()
 
     def _accept(self, sequence: Sequence, drawn: Drawn, token: int) -> Delta | None:
         """Add a token; the delta to send now, if any."""
@@ -426,9 +444,8 @@ class Engine:
 
     def _fail_step(self, step: Step, error: Exception) -> None:
         """Tell every request whose keys and values the failed pass was to write."""
-        written = {c.slot for c in step.chunks} | {c.target for c in step.copies}
         with self._lock:
-            hit = [s for s in self._scheduler.running() if s.slot in written]
+            hit = [s for s in self._scheduler.running() if s.slot in step.written]
             calls = {sequence.call: None for sequence in hit}
             for sequence in hit:
                 assert sequence.slot is not None

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from deployments.config import BatchLimits
 from deployments.engines.pointer import LookUp, Pointer, Version, clocked
-from models.contracts import Json, Priority
+from models.contracts import Json, Standing
 
 
 class Batching(Protocol):
@@ -28,9 +28,7 @@ class Batching(Protocol):
 
     def configure(self, limits: BatchLimits) -> None: ...
 
-    async def submit(
-        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
-    ) -> Json: ...
+    async def submit(self, input: Json, standing: Standing) -> Json: ...
 
     async def close(self) -> None:
         """Nobody waits any more: let the model go."""

@@ -7,6 +7,7 @@ Ownership
     layer 0   keys    [slots, context, kv_heads, head_dim]
               values  [slots, context, kv_heads, head_dim]
                  slot 3 ───► tokens 0 … computed-1 of the sequence that owns slot 3
+              behind the slots: blocks of tokens that are kept (``prefixes.py``)
     layer 1   …
 
 The scheduler owns the map from sequences to slots; this file owns the bytes. A model's own
@@ -19,10 +20,14 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import Cache
+
+from deployments.engines.prefixes import BLOCK
+from deployments.engines.sequence import Load, Save
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
@@ -31,10 +36,11 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
     Before a forward pass the runner says by ``place`` where each token belongs.
     """
 
-    def __init__(self, *, slots: int, context: int) -> None:
+    def __init__(self, *, slots: int, context: int, blocks: int = 0) -> None:
         super().__init__(layers=[])
         self.slots = slots
         self._context = context
+        self._lines = slots + math.ceil(blocks * BLOCK / context)
         self._rows = torch.empty(0, dtype=torch.long)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
@@ -65,6 +71,40 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
             for layer in tensors.values():
                 layer[target, :length].copy_(layer[source, :length])
 
+    def load(self, loads: Sequence[Load]) -> None:
+        """Blocks into slots, in all layers."""
+        rows: dict[int, int] = {}
+        for load in loads:
+            rows.update(zip(self._part(load.slot, 0), self._rows_of(load.blocks), strict=False))
+        self._move(rows)
+
+    def save(self, saves: Sequence[Save]) -> None:
+        """Parts of slots into blocks, in all layers. Of two that want a block, the last has it."""
+        rows: dict[int, int] = {}
+        for save in saves:
+            rows.update(
+                zip(self._rows_of(save.blocks), self._part(save.slot, save.start), strict=False)
+            )
+        self._move(rows)
+
+    def _rows_of(self, blocks: Sequence[int]) -> Iterator[int]:
+        behind = self.slots * self._context
+        for block in blocks:
+            yield from range(behind + block * BLOCK, behind + (block + 1) * BLOCK)
+
+    def _part(self, slot: int, start: int) -> range:
+        return range(slot * self._context + start, (slot + 1) * self._context)
+
+    def _move(self, rows: Mapping[int, int]) -> None:
+        """In every layer, to each row (the key) what is in another."""
+        if not rows:
+            return
+        for tensors in (self.keys, self.values):
+            for layer in tensors.values():
+                lines = layer.flatten(0, 1)
+                taken = lines.index_select(0, torch.tensor([*rows.values()], device=lines.device))
+                lines.index_copy_(0, torch.tensor([*rows], device=lines.device), taken)
+
     def wipe(self, slot: int, length: int) -> None:
         """Zero a slot's first tokens: a NaN would spoil the next owner through masked positions."""
         for tensors in (self.keys, self.values):
@@ -83,7 +123,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
 
     def _allocate(self, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, head_dim = states.shape
-        shape = (self.slots, self._context, heads, head_dim)
+        shape = (self._lines, self._context, heads, head_dim)
         if states.device.type == "cpu":
             # The kernel gives such pages one by one as they are written; torch.zeros would
             # write all, and numpy asks for huge ones, of which a few tokens fill none. Private,

@@ -8,8 +8,9 @@ Three rules, from the outside in:
    ``1 / weight``. A class that was empty comes back at ``max(own tag, v)``: it neither
    saves up credit while idle nor is punished for what it used before. Ties go to the
    heavier class, so a first vip request is picked next.
-2. *Between tenants of a class* — round robin over those who wait, newcomers last: 900
-   requests of one tenant delay another tenant's single request by one place.
+2. *Between tenants of a class* — weighted fair shares of the tokens that are computed
+   (``fairness.py``): 900 requests of one tenant delay another tenant's single request by
+   one place.
 3. *Inside a tenant* — first in, first out; one whose turn was taken from it goes first.
 
 Starvation bound. While class ``c`` of weight ``w_c`` waits, it is picked within
@@ -17,8 +18,7 @@ Starvation bound. While class ``c`` of weight ``w_c`` waits, it is picked within
 every moment ``v ≤ tag`` for each waiting class, and ``tag_c ≤ v + 1/w_c``, because
 ``tag_c`` last grew from a pick at a tag of at most ``v``. Picks made before ``c``
 therefore have tags in ``[v, v + 1/w_c]``, and two of class ``i`` are ``1/w_i`` apart. With
-the weights 8, 4, 1 that is 3, 5 and 15 picks. With ``T`` tenants in its class, the first
-request of a tenant is served within ``T`` times as many. Shares (theorem 1 of the paper):
+the weights 8, 4, 1 that is 3, 5 and 15 picks. Shares (theorem 1 of the paper):
 over any interval in which ``i`` and ``j`` both wait throughout,
 ``|picks_i / w_i - picks_j / w_j| ≤ 1/w_i + 1/w_j``.
 
@@ -30,12 +30,13 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from deployments.config import PriorityClass
+from deployments.engines.drain import Drain
+from deployments.engines.fairness import FairLine
 from models.contracts import Place, Priority
 from models.errors import Overloaded
 
@@ -57,12 +58,16 @@ class Ticket(Generic[T]):
     number: int
     """Order of arrival over the whole queue, below zero for one that came back; a ticket's
     identity."""
+    weight: int
+    """Of the tenant, beside others of the class."""
+    cost: int
+    """In tokens: what its turn takes of the tenant's share."""
 
 
 class WaitingQueue(Generic[T]):
     """Bounded, weighted between classes, fair between tenants, with deadlines.
 
-    ``push``, ``peek``, ``pop`` and ``remove`` take O(1), plus O(log n) for the deadline.
+    ``push``, ``peek``, ``pop`` and ``remove`` take O(log n).
 
     Args:
         classes: one waiting room for each priority; a push to any other is a KeyError.
@@ -90,7 +95,14 @@ class WaitingQueue(Generic[T]):
         self._deadlines: list[tuple[float, int]] = []
 
     def push(
-        self, item: T, *, tenant: str, priority: Priority, timeout_s: float | None = None
+        self,
+        item: T,
+        *,
+        tenant: str,
+        priority: Priority,
+        timeout_s: float | None = None,
+        weight: int = 1,
+        cost: int = 1,
     ) -> Ticket[T]:
         """Line up. The deadline is the class's timeout, or ``timeout_s`` if that is sooner.
 
@@ -98,10 +110,10 @@ class WaitingQueue(Generic[T]):
             Overloaded: the class is full; ``retry_after`` says when to come back.
         """
         room = self._rooms[priority]
-        if room.size >= room.limits.capacity:
+        if room.line.size >= room.limits.capacity:
             wait = self.retry_after(priority)
             raise Overloaded(
-                f"The {priority} queue is full ({room.size} waiting); retry in {wait:.1f} s.",
+                f"The {priority} queue is full ({room.line.size} waiting); retry in {wait:.1f} s.",
                 details={"priority": str(priority), "capacity": room.limits.capacity},
                 retry_after=wait,
             )
@@ -110,46 +122,53 @@ class WaitingQueue(Generic[T]):
         if timeout_s is not None:
             patience = min(patience, timeout_s)
         self._pushed += 1
-        ticket = Ticket(item, tenant, priority, now, now + patience, self._pushed)
+        ticket = Ticket(item, tenant, priority, now, now + patience, self._pushed, weight, cost)
         self._add(room, ticket)
         return ticket
 
     def give_back(self, ticket: Ticket[T], *, deadline: float) -> Ticket[T]:
         """Wait again, before the others of the tenant, after a ``pop`` that came to nothing.
 
-        Its turn is spent: shares and the bound hold as if it were new. It is never refused, so a
-        full class may hold a few more than its capacity.
+        Its turn is spent: shares and the bound hold as if it were new, but for its cost, which is
+        paid. It is never refused, so a full class may hold a few more than its capacity.
         """
         self._returned += 1
-        again = replace(ticket, deadline=deadline, number=-self._returned)
+        again = replace(ticket, deadline=deadline, number=-self._returned, cost=0)
         self._add(self._rooms[ticket.priority], again)
         return again
 
     def peek(self) -> Ticket[T] | None:
         """Whom ``pop`` would return, deadlines disregarded: call ``expire`` first."""
         room = self._next_room()
-        return room.head() if room else None
+        return room.line.head() if room else None
 
-    def pop(self) -> Ticket[T] | None:
-        """Take the next by policy, or None when nobody waits."""
+    def pop(self, *, cost: int | None = None) -> Ticket[T] | None:
+        """Take the next by policy, or None when nobody waits.
+
+        Args:
+            cost: in tokens, if it has turned out to be another than the ticket's.
+        """
         room = self._next_room()
         if room is None:
             return None
-        ticket = room.head()
-        room.take_head()
-        room.drain.picked(self._clock(), waiting=room.size)
+        ticket = room.line.take(room.line.head().cost if cost is None else cost)
+        room.drain.picked(self._clock(), waiting=room.line.size)
         self._virtual_time = room.tag
         room.tag += room.stride
         self._forget(ticket)
         return ticket
+
+    def charge(self, ticket: Ticket[T], tokens: int) -> None:
+        """Count what was computed for a ticket after its ``pop`` against its tenant's share."""
+        self._rooms[ticket.priority].line.charge(ticket, tokens)
 
     def remove(self, ticket: Ticket[T]) -> bool:
         """Give up a place. False if the ticket no longer waits."""
         if self._waiting.get(ticket.number) is not ticket:
             return False
         room = self._rooms[ticket.priority]
-        room.drop(ticket)
-        if not room.size:
+        room.line.drop(ticket)
+        if not room.line.size:
             room.drain.emptied()
         self._forget(ticket)
         return True
@@ -175,30 +194,10 @@ class WaitingQueue(Generic[T]):
         return self._deadlines[0][0] if self._deadlines else None
 
     def depth(self) -> dict[Priority, int]:
-        return {priority: room.size for priority, room in self._rooms.items()}
+        return {priority: room.line.size for priority, room in self._rooms.items()}
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def position(self, ticket: Ticket[T]) -> int:
-        """How many are served before it if nobody else comes or leaves. O(waiting).
-
-        Raises:
-            KeyError: the ticket no longer waits.
-        """
-        if self._waiting.get(ticket.number) is not ticket:
-            raise KeyError(f"ticket {ticket.number} does not wait")
-        own = self._rooms[ticket.priority]
-        ahead = own.ahead_of(ticket)
-        tag = own.tag + ahead * own.stride
-        wins_ties = True
-        for room in self._rooms.values():
-            if room is own:
-                wins_ties = False
-            elif room.size and room.tag <= tag:
-                steps, rest = divmod(tag - room.tag, room.stride)
-                ahead += min(room.size, steps + (1 if rest or wins_ties else 0))
-        return ahead
 
     def places(self) -> Iterator[tuple[Ticket[T], Place]]:
         """Everybody, in the order in which they will be served if nobody else comes or leaves.
@@ -206,7 +205,9 @@ class WaitingQueue(Generic[T]):
         The wait is that of the class at its own measured rate. O(waiting) for all of them.
         """
         now, waiting = self._clock(), len(self._waiting)
-        walks = [_Walk(room, room.drain.rate(now)) for room in self._rooms.values() if room.size]
+        walks = [
+            _Walk(room, room.drain.rate(now)) for room in self._rooms.values() if room.line.size
+        ]
         for position in range(1, waiting + 1):
             walk = min(walks, key=lambda each: each.tag)  # the first of equals, as ``pop`` takes
             ticket = next(walk.turns)
@@ -223,13 +224,13 @@ class WaitingQueue(Generic[T]):
         expired; that is also the answer before anything was measured.
         """
         room = self._rooms[priority]
-        if not room.size:
+        if not room.line.size:
             return MIN_RETRY_AFTER_S
         rate = room.drain.rate(self._clock())
         longest = min(room.limits.timeout_s, MAX_RETRY_AFTER_S)
         if not rate:
             return longest
-        return max(MIN_RETRY_AFTER_S, min(longest, room.size / rate))
+        return max(MIN_RETRY_AFTER_S, min(longest, room.line.size / rate))
 
     def bound(self, priority: Priority) -> int:
         """Picks within which this class is picked while it waits (see the module)."""
@@ -241,26 +242,27 @@ class WaitingQueue(Generic[T]):
         """Assert every invariant. O(n); for tests and post-mortems."""
         found: dict[int, Ticket[T]] = {}
         for priority, room in self._rooms.items():
-            room.check_integrity()
-            for line in room.lines.values():
-                for ticket in line.values():
-                    assert ticket.priority is priority
-                    found[ticket.number] = ticket
+            room.line.check_integrity()
+            new = [ticket for ticket in room.line if ticket.number > 0]
+            assert len(new) <= room.limits.capacity
+            for ticket in room.line:
+                assert ticket.priority is priority
+                found[ticket.number] = ticket
             assert room.tag <= self._virtual_time + room.stride
-            assert not room.size or room.tag >= self._virtual_time
+            assert not room.line.size or room.tag >= self._virtual_time
         assert found == self._waiting
         listed = [number for _, number in self._deadlines if number in self._waiting]
         assert sorted(listed) == sorted(self._waiting), "a deadline is missing or doubled"
         assert len(self._deadlines) <= _SWEEP_FACTOR * len(self._waiting) + _SWEEP_SLACK
 
     def _next_room(self) -> _Room[T] | None:
-        waiting = (room for room in self._rooms.values() if room.size)
+        waiting = (room for room in self._rooms.values() if room.line.size)
         return min(waiting, key=lambda room: room.tag, default=None)  # the first of equals
 
     def _add(self, room: _Room[T], ticket: Ticket[T]) -> None:
-        if not room.size:
+        if not room.line.size:
             room.tag = max(room.tag, self._virtual_time)
-        room.add(ticket)
+        room.line.add(ticket)
         self._waiting[ticket.number] = ticket
         heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
 
@@ -275,82 +277,16 @@ _SWEEP_FACTOR, _SWEEP_SLACK = 2, 64
 
 
 class _Room(Generic[T]):
-    """One class: a line for each tenant that waits, and whose turn it is."""
+    """One class."""
 
-    __slots__ = ("drain", "limits", "lines", "size", "stride", "tag")
+    __slots__ = ("drain", "limits", "line", "stride", "tag")
 
     def __init__(self, limits: PriorityClass, stride: int) -> None:
         self.limits = limits
         self.stride = stride
         self.tag = 0
-        self.size = 0
-        # Tenants in the order of their turns; idle tenants are not kept.
-        self.lines: OrderedDict[str, OrderedDict[int, Ticket[T]]] = OrderedDict()
-        self.drain = _Drain()
-
-    def add(self, ticket: Ticket[T]) -> None:
-        line = self.lines.setdefault(ticket.tenant, OrderedDict())
-        line[ticket.number] = ticket
-        if ticket.number < 0:  # it came back
-            line.move_to_end(ticket.number, last=False)
-            if len(line) == 1:
-                self.lines.move_to_end(ticket.tenant, last=False)
-        self.size += 1
-
-    def head(self) -> Ticket[T]:
-        line = next(iter(self.lines.values()))
-        return next(iter(line.values()))
-
-    def take_head(self) -> None:
-        """Remove the head; its tenant goes to the end of the round."""
-        ticket = self.head()
-        self.drop(ticket)
-        if ticket.tenant in self.lines:
-            self.lines.move_to_end(ticket.tenant)
-
-    def drop(self, ticket: Ticket[T]) -> None:
-        line = self.lines[ticket.tenant]
-        del line[ticket.number]
-        if not line:
-            del self.lines[ticket.tenant]
-        self.size -= 1
-
-    def ahead_of(self, ticket: Ticket[T]) -> int:
-        """How many of this class are served before the ticket."""
-        rounds = 0  # full rounds before the one that serves it
-        for number in self.lines[ticket.tenant]:
-            if number == ticket.number:
-                break
-            rounds += 1
-        ahead = rounds
-        turn_passed = False
-        for tenant, line in self.lines.items():
-            if tenant == ticket.tenant:
-                turn_passed = True
-            else:
-                ahead += min(len(line), rounds if turn_passed else rounds + 1)
-        return ahead
-
-    def turns(self) -> Iterator[Ticket[T]]:
-        """Everybody of this class, in the order of their turns."""
-        round_ = deque(iter(line.values()) for line in self.lines.values())
-        while round_:
-            line = round_.popleft()
-            ticket = next(line, None)
-            if ticket is not None:
-                yield ticket
-                round_.append(line)
-
-    def check_integrity(self) -> None:
-        assert self.size == sum(len(line) for line in self.lines.values())
-        new = sum(number > 0 for line in self.lines.values() for number in line)
-        assert new <= self.limits.capacity
-        for tenant, line in self.lines.items():
-            assert line, f"idle tenant {tenant!r} is kept"
-            numbers = list(line)
-            assert numbers == sorted(numbers)
-            for number, ticket in line.items():
-                assert (ticket.number, ticket.tenant) == (number, tenant)
+        self.line: FairLine[T] = FairLine()
+        self.drain = Drain()
 
 
 class _Walk(Generic[T]):
@@ -359,58 +295,10 @@ class _Walk(Generic[T]):
     __slots__ = ("rate", "size", "stride", "tag", "taken", "turns")
 
     def __init__(self, room: _Room[T], rate: float | None) -> None:
-        self.tag, self.stride, self.size, self.rate = room.tag, room.stride, room.size, rate
+        self.tag, self.stride, self.size, self.rate = room.tag, room.stride, room.line.size, rate
         self.taken = 0
-        self.turns = room.turns()
+        self.turns = room.line.turns()
 
     def passed(self) -> None:
         self.tag += self.stride
         self.taken += 1
-
-
-class _Drain:
-    """Picks a second while a line stands: exponentially weighted over ``MEMORY_S``.
-
-    The caller takes tickets in rounds (a batch, the free slots of a step). A round that
-    leaves someone waiting took the time until the next round; a round that empties the
-    line says nothing about how fast a line is served, and neither does idle time.
-    """
-
-    __slots__ = ("_picks", "_round_picks", "_round_start", "_seconds")
-
-    ROUND_S = 0.001
-    """Picks within this time of a round's first belong to the round."""
-    MEMORY_S = 10.0
-
-    def __init__(self) -> None:
-        self._picks = 0.0
-        self._seconds = 0.0
-        self._round_start: float | None = None
-        self._round_picks = 0
-
-    def picked(self, now: float, *, waiting: int) -> None:
-        if self._round_start is None:
-            self._round_start = now
-        elapsed = now - self._round_start
-        if elapsed >= self.ROUND_S:
-            keep = math.exp(-elapsed / self.MEMORY_S)
-            self._picks = self._picks * keep + self._round_picks
-            self._seconds = self._seconds * keep + elapsed
-            self._round_start, self._round_picks = now, 0
-        self._round_picks += 1
-        if not waiting:
-            self.emptied()
-
-    def emptied(self) -> None:
-        """Nobody waits: the open round will not be followed by another."""
-        self._round_start, self._round_picks = None, 0
-
-    def rate(self, now: float) -> float | None:
-        """Picks a second; None before the first measurement. Falls while a round drags on."""
-        if not self._seconds:
-            return None
-        rate = self._picks / self._seconds
-        if self._round_start is None:
-            return rate
-        elapsed = now - self._round_start
-        return min(rate, (self._picks + self._round_picks) / (self._seconds + elapsed))

@@ -22,7 +22,8 @@ from deployments.engines.kv import SlotCache
 from deployments.engines.linears import pack_if_equal
 from deployments.engines.lora import LoraMixer, observed_targets
 from deployments.engines.lora_file import LoraFile
-from deployments.engines.sequence import Chunk, Step
+from deployments.engines.prefixes import BLOCK
+from deployments.engines.sequence import Chunk, Save, Step
 from models.errors import ConfigError
 
 
@@ -43,7 +44,8 @@ class Runner:
         self.model = _load(folder, self.dtype, self.device)
         self.context = _context(self.model, config.context, folder)
         self.vocab_size: int = self.model.config.get_text_config().vocab_size
-        self.cache = SlotCache(slots=config.slots, context=self.context)
+        self.blocks = config.prefix_cache.tokens // BLOCK
+        self.cache = SlotCache(slots=config.slots, context=self.context, blocks=self.blocks)
         self._attention = SlotAttention(self.cache)
         self._mixer = LoraMixer(self.model, self.device)
         try:
@@ -84,6 +86,7 @@ class Runner:
             logits ``[rows, vocab_size]`` and, row by row, the chunks they belong to: those
             with ``samples``.
         """
+        self.cache.load(step.loads)
         for copy in step.copies:
             self.cache.copy(copy.source, copy.target, copy.length)
         single: Sequence[Chunk] = sorted(
@@ -145,6 +148,11 @@ class Runner:
             runs.append((span, adapter))
         order = self._mixer.begin([c.sequence.call.adapter for c in single], runs)
         return single if order is None else [single[row] for row in order]
+
+    @torch.inference_mode()
+    def save(self, saves: Sequence[Save]) -> None:
+        """Keep parts of slots for later requests."""
+        self.cache.save(saves)
 
     @torch.inference_mode()
     def wipe(self, slot: int, length: int) -> None:

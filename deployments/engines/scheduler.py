@@ -11,10 +11,13 @@ Slots. Sequence and KV slot belong together one to one. Sequences that run occup
 lowest slots with as few holes as can be had: a newcomer fills the lowest hole, and when
 nobody comes, the highest moves down. So the decode batch is one slice of the cache.
 
-Shared prompts. A newcomer whose tenant already runs a sequence with the same beginning and
-the same version of the same adapter copies those keys and values instead of computing them;
-for the ``n`` choices of one request that is the whole prompt. Never across tenants: timing
-would tell what others ask.
+Shared prompts. A newcomer copies keys and values instead of computing them, where its tenant runs
+a sequence with the same beginning and the same version of the same adapter (for the ``n`` choices
+of one request that is the whole prompt), or has had one that is still kept (``prefixes.py``). Not
+across tenants, unless that is wanted: timing would tell what others ask.
+
+Shares. A tenant's share of its class is counted in the tokens that the engine computes for it:
+a prompt's when it joins, but for what is copied, and those of the answer as they come.
 
 Preemption. When a vip call is next and no slot is free, the low call that began its answer last
 makes room: its keys and values are dropped, it waits again before the others of its tenant, and
@@ -28,8 +31,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from deployments.engines.prefixes import BLOCK, PrefixIndex
 from deployments.engines.queue import WaitingQueue
-from deployments.engines.sequence import Call, Chunk, Copy, Plan, Sequence, Step
+from deployments.engines.sequence import Call, Chunk, Copy, Load, Plan, Save, Sequence, Step
 from models.contracts import Priority
 
 MIN_SHARED_TOKENS = 16
@@ -44,6 +48,8 @@ class Scheduler:
         slots: sequences that may run together.
         step_tokens: tokens of one step; at least ``slots``, so that all can decode.
         preemption: low calls make room for vip ones.
+        prefixes: beginnings that are kept.
+        shared: between tenants too.
         clock: seconds, the queue's own.
     """
 
@@ -54,6 +60,8 @@ class Scheduler:
         slots: int,
         step_tokens: int,
         preemption: bool = True,
+        prefixes: PrefixIndex | None = None,
+        shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
@@ -63,6 +71,8 @@ class Scheduler:
         """Further choices of calls that have started; they go before the queue."""
         self._step_tokens = max(step_tokens, slots)
         self._preemption = preemption
+        self._prefixes = PrefixIndex(0) if prefixes is None else prefixes
+        self._shared = shared
         self._clock = clock
 
     def add(self, call: Call) -> None:
@@ -76,6 +86,8 @@ class Scheduler:
             tenant=call.request.tenant,
             priority=call.request.priority,
             timeout_s=call.deadline - self._clock(),
+            weight=call.request.weight,
+            cost=len(call.prompt),
         )
 
     def cancel(self, call: Call) -> None:
@@ -104,18 +116,32 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Who makes room, who joins, and what is computed next."""
+        loads: list[Load] = []
         copies: list[Copy] = []
         preempted: list[Call] = []
-        started = self._join(copies, preempted)
+        started = self._join(loads, copies, preempted)
         self._compact(copies)
         chunks = tuple(self._chunks())
-        step = Step(copies=tuple(copies), chunks=chunks) if chunks else None
+        step = Step(loads=tuple(loads), copies=tuple(copies), chunks=chunks) if chunks else None
         return Plan(step=step, started=tuple(started), preempted=tuple(preempted))
 
     def commit(self, step: Step) -> None:
         """The step was computed: its tokens now lie in the slots."""
         for chunk in step.chunks:
             chunk.sequence.computed = chunk.start + len(chunk.tokens)
+            ticket = chunk.sequence.call.ticket
+            if chunk.decodes and ticket is not None:
+                self._queue.charge(ticket, 1)
+
+    def keep(self, sequence: Sequence, slot: int) -> Save | None:
+        """Keep what was computed of a sequence, if that is new. The caller saves it at once."""
+        tokens = sequence.tokens[: sequence.computed]
+        start, blocks = self._prefixes.keep(self._space(sequence.call), tokens)
+        return Save(slot=slot, start=start, blocks=blocks) if blocks else None
+
+    def forget_kept(self) -> None:
+        """What was to be kept could not be saved."""
+        self._prefixes.clear()
 
     @property
     def queue(self) -> WaitingQueue[Call]:
@@ -132,35 +158,38 @@ class Scheduler:
     def running(self) -> Iterator[Sequence]:
         return (sequence for sequence in self._slots if sequence is not None)
 
-    def _join(self, copies: list[Copy], preempted: list[Call]) -> list[Call]:
+    def _join(self, loads: list[Load], copies: list[Copy], preempted: list[Call]) -> list[Call]:
         """Seat forks, then waiting calls, in the lowest free slots."""
         started: list[Call] = []
         while True:
             if self._running < len(self._slots):
-                sequence = self._next_fork() or self._next_call(started)
+                if fork := self._next_fork():
+                    self._seat(fork, loads, copies)
+                    continue
             elif yields := self._yields():
                 self._preempt(yields)
-                preempted.append(yields)
-                sequence = self._next_call(started)  # no fork: room was made for this one
+                preempted.append(yields)  # no fork: room was made for who is next
             else:
                 break
-            if sequence is None:
+            if not self._seat_next(loads, copies, started):
                 break
-            self._seat(sequence, copies)
         return started
 
-    def _next_call(self, started: list[Call]) -> Sequence | None:
-        """The first choice of the call that is next; its others become forks."""
-        ticket = self._queue.pop()
+    def _seat_next(self, loads: list[Load], copies: list[Copy], started: list[Call]) -> bool:
+        """Seat the first choice of the call that is next; its others become forks."""
+        ticket = self._queue.peek()
         if ticket is None:
-            return None
+            return False
         call = ticket.item
+        first, *forks = (each for each in call.sequences if not each.finished)
+        self._seat(first, loads, copies)
+        # What is copied costs nothing, and what was preempted has been paid.
+        self._queue.pop(cost=None if call.preempted else len(call.prompt) - first.computed)
+        self._forks.extend(forks)
         if call.started is None:
             call.started = self._clock()
             started.append(call)
-        sequence, *forks = (each for each in call.sequences if not each.finished)
-        self._forks.extend(forks)
-        return sequence
+        return True
 
     def _yields(self) -> Call | None:
         """The call that makes room for the one that is next."""
@@ -194,17 +223,28 @@ class Scheduler:
                 return fork
         return None
 
-    def _seat(self, sequence: Sequence, copies: list[Copy]) -> None:
+    def _seat(self, sequence: Sequence, loads: list[Load], copies: list[Copy]) -> None:
+        call = sequence.call
         donor, shared = self._donor(sequence)
+        # The last prompt token is always computed: its logits give the first new one.
+        blocks = self._prefixes.find(self._space(call), sequence.tokens[: len(call.prompt) - 1])
         slot = self._slots.index(None)
         self._slots[slot] = sequence
         sequence.slot = slot
         self._running += 1
-        if donor is not None:
+        if len(blocks) * BLOCK > shared:
+            shared = len(blocks) * BLOCK
+            loads.append(Load(blocks=blocks, slot=slot))
+        elif donor is not None:
             copies.append(Copy(source=donor, target=slot, length=shared))
-            sequence.computed = shared
-            if sequence.index == 0 and not sequence.call.preempted:
-                sequence.call.cached_tokens = shared  # counted once, whatever n is
+        sequence.computed = shared
+        if sequence.index == 0 and not call.preempted:
+            call.cached_tokens = shared  # counted once, whatever n is
+
+    def _space(self, call: Call) -> tuple[str | None, int | None]:
+        """Calls of one space may share keys and values."""
+        tenant = None if self._shared else call.request.tenant
+        return tenant, None if call.adapter is None else call.adapter.number
 
     def _unseat(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
@@ -213,17 +253,12 @@ class Scheduler:
             self._running -= 1
 
     def _donor(self, newcomer: Sequence) -> tuple[int | None, int]:
-        """The slot with the longest common beginning, and its length in tokens.
-
-        The last prompt token is always computed: its logits give the first new token.
-        """
-        prompt = newcomer.call.prompt
+        """The slot with the longest common beginning, and its length in tokens."""
+        prompt, space = newcomer.call.prompt, self._space(newcomer.call)
         best_slot, best = None, MIN_SHARED_TOKENS - 1
         head = list(prompt[:MIN_SHARED_TOKENS])
         for sequence in self.running():
-            if sequence.call.request.tenant != newcomer.call.request.tenant:
-                continue
-            if sequence.call.adapter is not newcomer.call.adapter:
+            if self._space(sequence.call) != space:
                 continue
             if sequence.tokens[:MIN_SHARED_TOKENS] != head:
                 continue

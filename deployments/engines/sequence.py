@@ -89,6 +89,23 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Keys and values of kept blocks, to the beginning of a slot."""
+
+    blocks: tuple[int, ...]
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Keys and values of a slot's tokens from ``start`` on, to blocks that keep them."""
+
+    slot: int
+    start: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """The next tokens of one sequence to run through the model in this step."""
 
@@ -108,10 +125,22 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One forward pass. Copies are made first, in order."""
+    """One forward pass. Loads are made first, then copies, in order."""
 
     copies: tuple[Copy, ...]
     chunks: tuple[Chunk, ...]
+    loads: tuple[Load, ...] = ()
+
+    @property
+    def written(self) -> frozenset[int]:
+        """Slots whose contents are other ones afterwards."""
+        return frozenset(
+            [
+                *(load.slot for load in self.loads),
+                *(copy.target for copy in self.copies),
+                *(chunk.slot for chunk in self.chunks),
+            ]
+        )
 
     @property
     def prefill_tokens(self) -> int:

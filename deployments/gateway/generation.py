@@ -21,6 +21,7 @@ from deployments.gateway.exchange import Exchange
 from deployments.gateway.metering import bound, prompt_tokens, used
 from deployments.gateway.remembering import remembering_generator
 from deployments.gateway.services import ServedModel, Services
+from deployments.gateway.standing import standing
 from deployments.tenants.meter import Admission, Work
 from deployments.tenants.sight import EVERYTHING, Sight
 from models.contracts import (
@@ -93,7 +94,7 @@ class Generation:
         sampling = self._guard.sampling(sampling, served.sampling, self._inquiry)
         self.choices = exchange.choices = n * len(prompts)
         exchange.calls = len(prompts)
-        left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
+        stands = standing(services, exchange)
         self._requests = [
             GenerateRequest(
                 id=exchange.id if len(prompts) == 1 else f"{exchange.id}-{number}",
@@ -103,9 +104,10 @@ class Generation:
                 sampling=sampling,
                 n=n,
                 stream=stream,
-                tenant=exchange.tenant,
-                priority=priority,
-                timeout_s=left_s,
+                tenant=stands.tenant,
+                weight=stands.weight,
+                priority=stands.priority,
+                timeout_s=stands.timeout_s,
                 tell_place=tell_place and number == len(prompts) - 1,  # the last to be served
             )
             for number, prompt in enumerate(prompts)

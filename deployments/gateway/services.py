@@ -22,7 +22,7 @@ from deployments.tenants.meter import Meter
 from deployments.tenants.sight import EVERYTHING, Sight
 from deployments.webhooks.inbox import Inbox
 from deployments.webhooks.sources import Sources
-from models.contracts import Delta, GenerateRequest, Generator, Json, Priority, Sampling
+from models.contracts import Delta, GenerateRequest, Generator, Json, Sampling, Standing
 from models.errors import InvalidInput, NotFound, Unavailable
 from models.versions import absent
 
@@ -59,9 +59,7 @@ class EmbedResult:
 
 
 class Embedder(Protocol):
-    async def embed(
-        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult:
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
         """Embed every input; cancelling the call frees what it holds.
 
         Raises:
@@ -79,9 +77,7 @@ class PredictResult:
 
 
 class BatchPredictor(Protocol):
-    async def predict(
-        self, inputs: Sequence[Json], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> PredictResult:
+    async def predict(self, inputs: Sequence[Json], standing: Standing) -> PredictResult:
         """Predict for every input; cancelling the call frees what it holds.
 
         Raises:

@@ -197,6 +197,11 @@ class IdempotencyRecords:
             done = await c.execute(running.values(until=self._now() + self._lease))
             return done.rowcount > 0
 
+    async def close(self) -> None:
+        """Wait for what is being written; the database ends that in its own time."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _finish(self, lease: Lease, answer: Answer | None) -> bool:
         now = self._now()
         values: dict[str, Any] = {"finished": now, "until": now + self._ttl}

@@ -18,6 +18,7 @@ from models.contracts import (
     Priority,
     Prompt,
     Sampling,
+    Standing,
     Timings,
     Usage,
 )
@@ -204,11 +205,9 @@ class SteppedEmbedder:
                 else:
                     future.set_exception(error)
 
-    async def embed(
-        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult:
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
         self.calls.append(list(inputs))
-        self.timeouts.append(timeout_s)
+        self.timeouts.append(standing.timeout_s)
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:

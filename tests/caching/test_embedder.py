@@ -16,7 +16,7 @@ from deployments.caching.cache import ResponseCache
 from deployments.caching.embedder import CachingEmbedder
 from deployments.caching.reuse import Outcome, Wish
 from deployments.gateway.services import EmbedResult
-from models.contracts import Priority
+from models.contracts import Priority, Standing
 from models.errors import InvalidInput, Overloaded
 from tests.caching.fakes import VERSION, SteppedEmbedder, cache_of, settle
 
@@ -45,7 +45,7 @@ class Caller:
             told=self.outcomes.append,
         )
         self.task = asyncio.create_task(
-            embedder.embed(inputs, priority=priority, tenant=tenant, timeout_s=3)
+            embedder.embed(inputs, Standing(tenant=tenant, priority=priority, timeout_s=3))
         )
 
     async def leave(self) -> None:
@@ -118,7 +118,7 @@ async def test_float32_stays_as_it_is() -> None:
     vector = np.array([0.1, -2.5e-8], np.float32)
 
     class Exact(SteppedEmbedder):
-        async def embed(self, inputs: Sequence[str], **_: Any) -> EmbedResult:
+        async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
             self.calls.append(list(inputs))
             return EmbedResult(vectors=[vector], tokens=[1], answered_by=VERSION)
 

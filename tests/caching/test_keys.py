@@ -90,6 +90,7 @@ def test_how_it_is_called_sent_and_queued_does_not() -> None:
         "stream": True,
         "priority": Priority.VIP,
         "timeout_s": 3.0,
+        "weight": 2,
         "adapter": "poet@champion",
         "max_prompt_tokens": 7,
         "receipt": "r",

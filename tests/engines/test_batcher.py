@@ -25,7 +25,7 @@ from deployments.observability.events import (
     RequestShed,
     RequestStarted,
 )
-from models.contracts import Json, Priority
+from models.contracts import Json, Priority, Standing
 from models.errors import (
     InternalError,
     InvalidInput,
@@ -102,9 +102,8 @@ class Bench:
         priority: Priority = STANDARD,
         timeout_s: float | None = None,
     ) -> asyncio.Task[Json]:
-        return asyncio.create_task(
-            self.batcher.submit(number, tenant=tenant, priority=priority, timeout_s=timeout_s)
-        )
+        standing = Standing(tenant=tenant, priority=priority, timeout_s=timeout_s)
+        return asyncio.create_task(self.batcher.submit(number, standing))
 
     def told(self, kind: type[T]) -> list[T]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -415,9 +414,11 @@ def check_any_story(
                 async with asyncio.timeout(arrival.patience_s):
                     output = await bench.batcher.submit(
                         arrival.number,
-                        tenant=arrival.tenant,
-                        priority=arrival.priority,
-                        timeout_s=arrival.timeout_s,
+                        Standing(
+                            tenant=arrival.tenant,
+                            priority=arrival.priority,
+                            timeout_s=arrival.timeout_s,
+                        ),
                     )
             except TimeoutError:
                 assert now() - arrived == pytest.approx(arrival.patience_s)
@@ -513,7 +514,7 @@ async def test_with_a_real_thread_the_loop_stays_free_and_batches_never_overlap(
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    calls = [batcher.submit(n, tenant="t", priority=LOW) for n in range(20)]
+    calls = [batcher.submit(n, Standing(priority=LOW)) for n in range(20)]
     assert await asyncio.gather(*calls) == list(range(20))
     await batcher.close()
     ticking.cancel()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deployments.config import BatchLimits
 from deployments.engines.following import Batching, Following
 from deployments.engines.pointer import RETRY_S, Version
-from models.contracts import Json, Priority
+from models.contracts import Json, Standing
 from models.errors import ConfigError, Unavailable
 from tests.gateway.server import wait_until
 
@@ -27,9 +27,7 @@ class FakeBatching:
     def configure(self, limits: BatchLimits) -> None:
         self.limits = limits
 
-    async def submit(
-        self, input: Json, *, tenant: str, priority: Priority, timeout_s: float | None = None
-    ) -> Json:
+    async def submit(self, input: Json, standing: Standing) -> Json:
         assert not self.closed
         await asyncio.sleep(0)
         return [self.content, input]
@@ -76,7 +74,7 @@ class World:
 
 
 async def ask(working: tuple[Version, Batching]) -> Json:
-    return await working[1].submit(0, tenant="t", priority=Priority.STANDARD)
+    return await working[1].submit(0, Standing())
 
 
 async def test_a_request_keeps_the_version_it_began_with() -> None:

@@ -26,9 +26,9 @@ from models.contracts import (
     FinishReason,
     GenerateRequest,
     Json,
-    Priority,
     Prompt,
     Sampling,
+    Standing,
     Timings,
     TokenLogprob,
     TopLogprob,
@@ -140,13 +140,11 @@ class FakeEmbedder:
     error: Exception | None = None
     delay_s: float = 0.0
     answered_by: str | None = "minilm-1"
-    calls: list[tuple[str, Priority, str, float | None]] = field(default_factory=list)
+    calls: list[tuple[str, Standing]] = field(default_factory=list)
     cancelled: int = 0
 
-    async def embed(
-        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult:
-        self.calls += [(text, priority, tenant, timeout_s) for text in inputs]
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
+        self.calls += [(text, standing) for text in inputs]
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:
@@ -168,14 +166,12 @@ class FakePredictor:
     error: Exception | None = None
     delay_s: float = 0.0
     version: str | None = "digits@3"
-    calls: list[tuple[list[Json], Priority, str, float | None]] = field(default_factory=list)
+    calls: list[tuple[list[Json], Standing]] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
 
-    async def predict(
-        self, inputs: Sequence[Json], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> PredictResult:
-        self.calls.append((list(inputs), priority, tenant, timeout_s))
+    async def predict(self, inputs: Sequence[Json], standing: Standing) -> PredictResult:
+        self.calls.append((list(inputs), standing))
         self.called.set()
         try:
             await asyncio.sleep(self.delay_s)

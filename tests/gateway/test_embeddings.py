@@ -39,9 +39,9 @@ async def test_base64_is_little_endian_float32(client: httpx.AsyncClient) -> Non
 
 async def test_what_the_embedder_is_told(client: httpx.AsyncClient, world: World) -> None:
     await client.post(PATH, json=asking("a", priority="low", dimensions=3, user="u"))
-    [(text, priority, tenant, timeout_s)] = world.embedder.calls
-    assert (text, priority, tenant) == ("a", Priority.LOW, "public")
-    assert timeout_s == pytest.approx(world.config.predict_timeout_s, abs=1)
+    [(text, standing)] = world.embedder.calls
+    assert (text, standing.priority, standing.tenant) == ("a", Priority.LOW, "public")
+    assert standing.timeout_s == pytest.approx(world.config.predict_timeout_s, abs=1)
 
 
 @pytest.mark.parametrize(

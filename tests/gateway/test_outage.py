@@ -47,7 +47,7 @@ from tests.gateway.test_chat import asking
 from tests.gateway.test_quotas import Acme
 from tests.servers import PostgresServer, RedisServer, free_port
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.outage, pytest.mark.timeout(120)]
 
 BUSY_S = 0.3
 """On top of the promise, and of what the event loop itself was late (``Pulse``): clients, gateway

@@ -51,7 +51,11 @@ class Platform:
     app: ASGIApp
     meter: Meter
     ledger: Ledger
+    idempotency: IdempotencyRecords
     database: Database
+
+    async def close(self) -> None:
+        await asyncio.gather(self.ledger.close(), self.idempotency.close())
 
     async def rows(self) -> list[dict[str, Any]]:
         await self.ledger.flush()
@@ -82,12 +86,13 @@ def platform_over(database: Database, generator: FakeGenerator) -> Platform:
     )
     bounds = Bounds(max_bytes=10**7, max_entry_bytes=10**5)
     world.cache = ResponseCache(store=Lenient(MemoryCache(bounds)), ttl_s=60, emit=world.recorder)
+    idempotency = IdempotencyRecords(database, ttl_s=60)
     services = replace(
         world.services(),
-        idempotency=IdempotencyRecords(database, ttl_s=60),
+        idempotency=idempotency,
         emit=fan_out(world.recorder, ledger),
     )
-    return Platform(world, create_app(services), world.meter, ledger, database)
+    return Platform(world, create_app(services), world.meter, ledger, idempotency, database)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +105,7 @@ async def platform(database_url: str) -> AsyncIterator[Platform]:
     async with await Database.open(database_url) as database:
         made = platform_over(database, HeldGenerator())
         yield made
-        await made.ledger.close()
+        await made.close()
 
 
 async def test_many_at_once_and_their_retries_are_one_paid_entry(platform: Platform) -> None:
@@ -224,6 +229,6 @@ def test_whoever_joins_retries_or_leaves(
             complete = [row for row in rows if row["cost"] and row["status"] == 200]
             ended = len(generator.requests) - len(generator.cancelled)
             assert len(complete) <= ended
-            await it.ledger.close()
+            await it.close()
 
     asyncio.run(tell())

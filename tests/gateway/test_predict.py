@@ -38,10 +38,10 @@ async def test_an_answer_is_our_envelope(client: httpx.AsyncClient) -> None:
 async def test_what_the_predictor_is_told(client: httpx.AsyncClient, world: World) -> None:
     body = {"inputs": [{"x": 1}, {"x": 2, "h": 9}], "params": {"h": 3}, "priority": "low"}
     await client.post(PATH, json=body)
-    [(inputs, priority, tenant, timeout_s)] = world.predictor.calls
+    [(inputs, standing)] = world.predictor.calls
     assert inputs == [{"h": 3, "x": 1}, {"h": 9, "x": 2}]
-    assert (priority, tenant) == (Priority.LOW, "public")
-    assert timeout_s == pytest.approx(world.config.predict_timeout_s, abs=1)
+    assert (standing.priority, standing.tenant) == (Priority.LOW, "public")
+    assert standing.timeout_s == pytest.approx(world.config.predict_timeout_s, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deployments.gateway.services import EmbedResult
 from deployments.guardrails.safety.head import Head
-from models.contracts import Priority
+from models.contracts import Priority, Standing
 
 HEAD = Head.load()
 ALARM = "bomb"
@@ -33,10 +33,8 @@ class AlarmedEmbedder:
     """What it makes of a text with that word in it."""
     calls: list[tuple[list[str], Priority, str]] = field(default_factory=list)
 
-    async def embed(
-        self, inputs: Sequence[str], *, priority: Priority, tenant: str, timeout_s: float | None
-    ) -> EmbedResult:
-        self.calls.append((list(inputs), priority, tenant))
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
+        self.calls.append((list(inputs), standing.priority, standing.tenant))
         await asyncio.sleep(self.delay_s)
         if self.error is not None:
             raise self.error

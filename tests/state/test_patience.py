@@ -16,6 +16,8 @@ from state.counters import sqlite as sqlite_counters
 from state.errors import StateUnavailable
 from state.patience import LINE, Patience, promptly, watch_the_line
 
+pytestmark = pytest.mark.outage
+
 
 def test_the_budgets_fit_into_each_other() -> None:
     """Whoever changes one here breaks the promise, or keeps it."""

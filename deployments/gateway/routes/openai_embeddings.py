@@ -17,6 +17,7 @@ from deployments.gateway.remembering import X_CACHE, remembering_embedder
 from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.embeddings import EmbeddingAnswer, EmbeddingRequest
 from deployments.gateway.services import Services
+from deployments.gateway.standing import standing
 from models.contracts import Priority, Usage
 from models.errors import InvalidInput
 
@@ -41,13 +42,10 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     embedder = remembering_embedder(services, exchange, request.model)
     exchange.model = request.model
     exchange.priority = request.priority or Priority.STANDARD
-    left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
     guard = services.guardrails.of_plan(exchange.plan)
     texts = await guard.each(request.texts, param="input", inquiry=exchange.inquiry(services.emit))
     async with metered(services, exchange, bound(texts, n=1, max_tokens=0, context=None)):
-        result = await embedder.embed(
-            texts, priority=exchange.priority, tenant=exchange.tenant, timeout_s=left_s
-        )
+        result = await embedder.embed(texts, standing(services, exchange))
         exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
         exchange.remembered = Usage(prompt_tokens=result.remembered_tokens, completion_tokens=0)
     width = len(result.vectors[0])

@@ -13,6 +13,7 @@ from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.envelope import Success
 from deployments.gateway.schemas.predict import PredictData, PredictRequest
 from deployments.gateway.services import ServedModel, Services
+from deployments.gateway.standing import standing
 from deployments.tenants.meter import Work
 from models.contracts import Json
 from models.errors import InvalidInput, PayloadTooLarge
@@ -46,11 +47,8 @@ async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
         await guard.value(value, param=f"inputs[{index}]", inquiry=inquiry)
         for index, value in enumerate(inputs)
     ]
-    left_s = None if exchange.deadline is None else exchange.deadline - services.clock()
     async with metered(services, exchange, Work()):
-        result = await predictor.predict(
-            inputs, priority=request.priority, tenant=exchange.tenant, timeout_s=left_s
-        )
+        result = await predictor.predict(inputs, standing(services, exchange))
     data = {"predictions": result.predictions, "model": name, "version": result.version}
     return enveloped(services, exchange, data)
 

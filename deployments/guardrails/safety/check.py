@@ -20,6 +20,7 @@ from deployments.guardrails.checks import Inquiry
 from deployments.guardrails.kinds import Done, Way
 from deployments.guardrails.safety.head import Head
 from deployments.guardrails.safety.pieces import pieces
+from models.contracts import Standing
 from models.errors import InvalidInput, PlatformError, Unavailable
 
 if TYPE_CHECKING:  # the gateway's services make the guardrails
@@ -112,9 +113,11 @@ class Safety:
         if unknown:
             result = await self.embedder(self.config.model).embed(
                 list(unknown.values()),
-                priority=inquiry.priority,
-                tenant=inquiry.tenant,
-                timeout_s=self.config.patience_s,
+                Standing(
+                    tenant=inquiry.tenant,
+                    priority=inquiry.priority,
+                    timeout_s=self.config.patience_s,
+                ),
             )
             for key, score in zip(unknown, self.head.scores(result.vectors).tolist(), strict=True):
                 self.scores.put(key, score)

