@@ -21,7 +21,7 @@ from ray.serve import Application
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import replicas
-from deployments.app import options
+from deployments.app import gateway, options
 from deployments.caching.identity import identity
 from deployments.config import GenerateModel, ModelConfig, parse
 from deployments.gateway.services import ServedModel
@@ -119,9 +119,7 @@ def build(args: Mapping[str, Any]) -> Application:
         .bind(model.model_dump(mode="json"))
         for name, model in config.models.items()
     }
-    ingress = serve.deployment(serve.ingress()(GatewayReplica), name="gateway")
-    ingress = ingress.options(**options(config.gateway.replicas))
-    return ingress.bind(config.model_dump(mode="json"), models)
+    return gateway(config.gateway.replicas).bind(config.model_dump(mode="json"), models)
 
 
 class BareGateway(GatewayReplica):

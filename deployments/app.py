@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from deployments.config import FixedCostModel, Replicas, parse
+from deployments.ingress import HOOK, middlewares
 from deployments.replicas import GatewayReplica, GeneratorReplica, PredictorReplica
 
 
@@ -33,9 +34,15 @@ def build(args: Mapping[str, Any]) -> Application:
         models[name] = deployment.bind(
             name, model.model_dump(mode="json"), config.registry.model_dump(mode="json")
         )
-    ingress = serve.deployment(serve.ingress()(GatewayReplica), name="gateway")
-    ingress = ingress.options(**options(config.gateway.replicas))
-    return ingress.bind(config.model_dump(mode="json"), models)
+    return gateway(config.gateway.replicas).bind(config.model_dump(mode="json"), models)
+
+
+def gateway(replicas: Replicas) -> Deployment:
+    """Where HTTP comes in."""
+    chosen = options(replicas)
+    hook = {"env_vars": {HOOK: f"{middlewares.__module__}:{middlewares.__name__}"}}
+    chosen["ray_actor_options"]["runtime_env"] = hook
+    return serve.deployment(serve.ingress()(GatewayReplica), name="gateway").options(**chosen)
 
 
 def options(replicas: Replicas) -> dict[str, Any]:

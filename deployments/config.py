@@ -104,14 +104,20 @@ class EngineConfig(Section):
     """Tokens of prompt and output a sequence may have; default: what the model was trained for."""
     step_tokens: int = Field(default=256, ge=16)
     """Token budget of one step: what decoding leaves over is spent on prefill chunks."""
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    stretch: float | None = Field(default=1.8, gt=1)
+    """How many times as long a step may take as one that only decodes, for the prompts that it
+    reads in meanwhile: streams do not stall, and long prompts begin later. None: no bound."""
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16", "int8"] = "float32"
+    """auto: int8 on processors that have units for it, if the model then answers as well, which is
+    found out at load (some seconds); bfloat16 on a GPU."""
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
     """Torch threads; default: the replica's CPUs."""
     max_choices: int = Field(default=16, ge=1)
     """The largest ``n``."""
     preemption: bool = True
-    """When a vip request waits for a slot, a low one makes room, once, and goes on later."""
+    """When a vip request waits for a slot, a low one makes room, once, and goes on later; and a
+    vip prompt is read in alone, while all others wait for one step."""
     prefix_cache: PrefixCache = PrefixCache()
     adapters: AdapterLimits = AdapterLimits()
 

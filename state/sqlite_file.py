@@ -27,6 +27,8 @@ T = TypeVar("T")
 OPEN_S = 5.0
 """How long to wait for another process that makes the file."""
 RETRY_S = 0.0005
+GATHER_S = 0.004
+"""How long work waits that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class SqliteFile:
     def __init__(self, what: str, file: Path, schema: str) -> None:
         self._called = f"{what} in {file}"
         self._asked: list[_Asked] = []
+        self._timer: asyncio.TimerHandle | None = None
+        """Of a turn that only patient work waits for."""
         self._loop: asyncio.AbstractEventLoop | None = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,18 +71,29 @@ class SqliteFile:
         self.execute = self._connection.execute
         self.executemany = self._connection.executemany
 
-    async def write(self, act: Callable[[], T], *, within_s: float) -> T:
+    async def write(self, act: Callable[[], T], *, within_s: float, patient: bool = False) -> T:
         """``act()`` in a transaction, while no other process is in one; undone if it raises.
+
+        Args:
+            patient: nobody waits for it, so it is gathered with what comes within ``GATHER_S``.
+                What is written later in this process finds it done.
 
         Raises:
             StateUnavailable: others are in the way for longer than that, or the file is broken.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        if not self._asked or self._loop is not loop:
-            self._loop = loop
-            loop.call_soon(self._turn)
+        first = not self._asked or self._loop is not loop
+        if first:
+            self._loop, self._timer = loop, None
         self._asked.append(_Asked(act, answer, time.monotonic() + within_s))
+        if first and patient:
+            self._timer = loop.call_later(GATHER_S, self._turn)
+        elif first or (self._timer is not None and not patient):
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            loop.call_soon(self._turn)
         return await answer
 
     async def read(self, act: Callable[[], T], *, within_s: float) -> T:
@@ -96,6 +111,7 @@ class SqliteFile:
         self._connection.close()
 
     def _turn(self) -> None:
+        self._timer = None
         asked, self._asked = self._asked, []
         staying = [each for each in asked if not each.answer.done()]  # who has left asks nothing
         if staying:

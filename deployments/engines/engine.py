@@ -35,6 +35,7 @@ from deployments.engines.admission import Limits, admit, check_tokens, prompt_fi
 from deployments.engines.computing import Computing
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.output import Output
+from deployments.engines.pace import Pace
 from deployments.engines.prefixes import PrefixIndex
 from deployments.engines.queue import WaitingQueue
 from deployments.engines.runner import Runner
@@ -120,10 +121,12 @@ class Engine:
             vocabulary=self._runner.vocab_size,
             max_choices=config.max_choices,
         )
+        self._pace = Pace(config.stretch)
         self._scheduler = Scheduler(
             WaitingQueue(queue.classes(), clock=clock),
             slots=config.slots,
             step_tokens=config.step_tokens,
+            pace=self._pace,
             preemption=config.preemption,
             prefixes=PrefixIndex(self._runner.blocks),
             shared=config.prefix_cache.shared,
@@ -365,13 +368,18 @@ class Engine:
             for chunk, row in zip(chunks, drawn, strict=True):
                 self._advance(chunk, row)
             self._save()
+        took = self._clock() - began
+        prefill_tokens, decode_tokens = step.prefill_tokens, step.decode_tokens
+        self._pace.measured(
+            decode_tokens=decode_tokens, prefill_tokens=prefill_tokens, seconds=took
+        )
         self._emit(
             BatchRan(
                 model=self.name,
                 rows=len(step.chunks),
-                duration_s=self._clock() - began,
-                prefill_tokens=step.prefill_tokens,
-                decode_tokens=step.decode_tokens,
+                duration_s=took,
+                prefill_tokens=prefill_tokens,
+                decode_tokens=decode_tokens,
             )
         )
 

@@ -26,6 +26,9 @@ PACK_ROWS = 32
 TOLERANCE = 1e-4
 """Largest accepted difference of a model's outputs, relative to the largest of them."""
 
+Make: TypeAlias = Callable[[Sequence[nn.Linear]], nn.Module]
+"""What computes several layers over the same input, their outputs one after the other."""
+
 Groups: TypeAlias = Sequence[Sequence[nn.Linear]]
 """Linear layers that were given the very same tensor, in the order of their calls."""
 
@@ -43,7 +46,7 @@ class PackedLinear(nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
         self._bias = None
         if any(linear.bias is not None for linear in linears):
-            self._bias = torch.cat([_bias(linear) for linear in linears])
+            self._bias = torch.cat([bias_of(linear) for linear in linears])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -70,8 +73,8 @@ class SharedLinear(nn.Module):
 class _Group:
     """Outputs that wait for their layers, and the input that they belong to."""
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self.packed = PackedLinear(*linears)
+    def __init__(self, linears: Sequence[nn.Linear], make: Make) -> None:
+        self.packed = make(linears)
         self._sizes = [linear.out_features for linear in linears]
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
@@ -141,14 +144,28 @@ def pack_if_equal(model: nn.Module, groups: Groups, probe: Callable[[], torch.Te
         fits = False
         _log.warning("%s keeps its plain linear layers: %s", type(model).__name__, error)
     if not fits:
-        for parent, name, child in plain:
-            setattr(parent, name, child)
+        put_back(plain)
         return 0
     return len(plain)
 
 
-def pack_linears(model: nn.Module, groups: Groups = ()) -> list[tuple[nn.Module, str, nn.Linear]]:
+def put_back(replaced: Sequence[tuple[nn.Module, str, nn.Linear]]) -> None:
+    for parent, name, child in replaced:
+        setattr(parent, name, child)
+
+
+def packed(linears: Sequence[nn.Linear]) -> nn.Module:
+    return PackedLinear(*linears)
+
+
+def pack_linears(
+    model: nn.Module, groups: Groups = (), make: Make = packed
+) -> list[tuple[nn.Module, str, nn.Linear]]:
     """Replace every float32 ``nn.Linear`` on the CPU; others are left alone.
+
+    Args:
+        groups: layers to compute as one.
+        make: what takes their place, and that of a layer alone.
 
     Returns:
         What was replaced: the module that held it, its name there, and the layer.
@@ -157,14 +174,14 @@ def pack_linears(model: nn.Module, groups: Groups = ()) -> list[tuple[nn.Module,
         return []
     shared: dict[nn.Module, nn.Module] = {}
     for linears in groups:
-        group = _Group(linears)
+        group = _Group(linears, make)
         shared |= {linear: SharedLinear(group, i) for i, linear in enumerate(linears)}
     replaced = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if _packable(child):
                 assert isinstance(child, nn.Linear)
-                setattr(parent, name, shared.get(child) or PackedLinear(child))
+                setattr(parent, name, shared.get(child) or make([child]))
                 replaced.append((parent, name, child))
     return replaced
 
@@ -182,7 +199,8 @@ def _packable(module: nn.Module) -> bool:
     )
 
 
-def _bias(linear: nn.Linear) -> torch.Tensor:
+def bias_of(linear: nn.Linear) -> torch.Tensor:
+    """Zeros, if it has none."""
     if linear.bias is None:
         return linear.weight.new_zeros(linear.out_features)
     return linear.bias.detach()

@@ -7,6 +7,8 @@ nonsense.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,15 @@ from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
 from deployments.engines.fit import check_fit, first_line, probe
 from deployments.engines.kv import SlotCache
-from deployments.engines.linears import pack_if_equal
+from deployments.engines.linears import Groups, pack_if_equal
 from deployments.engines.lora import LoraMixer, observed_targets
 from deployments.engines.lora_file import LoraFile
+from deployments.engines.precision import WINDOW, house_text, int8_units, to_int8
 from deployments.engines.prefixes import BLOCK
 from deployments.engines.sequence import Chunk, Save, Step
 from models.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -40,24 +45,57 @@ class Runner:
 
     def __init__(self, folder: Path, config: EngineConfig) -> None:
         self.device = torch.device(config.device)
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.dtype = _dtype(config, self.device)
         self.model = _load(folder, self.dtype, self.device)
         self.context = _context(self.model, config.context, folder)
         self.vocab_size: int = self.model.config.get_text_config().vocab_size
         self.blocks = config.prefix_cache.tokens // BLOCK
         self.cache = SlotCache(slots=config.slots, context=self.context, blocks=self.blocks)
         self._attention = SlotAttention(self.cache)
+        own_attention = self.model.config._attn_implementation
         self._mixer = LoraMixer(self.model, self.device)
         try:
             with observed_targets(self.model) as targets:
                 groups = check_fit(self)
+            if not self._in_int8(folder, config, groups, own_attention):
+                pack_if_equal(self.model, groups, partial(probe, self))
         except BaseException:
             self.close()
             raise
-        pack_if_equal(self.model, groups, partial(probe, self))
         _let_go_of_file(self.model)
         self._max_rank = config.adapters.max_rank
         self._targets = targets
+
+    def _in_int8(
+        self, folder: Path, config: EngineConfig, groups: Groups, own_attention: str
+    ) -> bool:
+        """Whether the layers compute in int8 now.
+
+        Raises:
+            ConfigError: it was asked for, and cannot be.
+        """
+        wanted = config.dtype == "int8"
+        if not (wanted or (config.dtype == "auto" and self.dtype == torch.float32)):
+            return False
+        if not (wanted or int8_units()):
+            _log.info("%s computes in float32: this processor has no int8 units", folder.name)
+            return False
+        began = time.monotonic()
+        self.model.set_attn_implementation(own_attention)
+        quality = to_int8(self.model, groups, house_text(folder), window=min(WINDOW, self.context))
+        self.attach()
+        if quality is None or not quality.kept:
+            judged = "there is nothing to judge it by" if quality is None else quality
+            if wanted:
+                raise ConfigError(
+                    f"{folder.name} does not answer as well in int8 ({judged}); set engine.dtype to"
+                    " float32, or to auto, which chooses by itself."
+                )
+            _log.warning("%s computes in float32; in int8: %s", folder.name, judged)
+            return False
+        took = time.monotonic() - began
+        _log.info("%s computes in int8: %s (found in %.1f s)", folder.name, quality, took)
+        return True
 
     def attach(self) -> None:
         """Exchange the model's attention for that over the slots."""
@@ -164,6 +202,18 @@ class Runner:
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """Of weights as they are loaded, and of all that is not computed in int8."""
+    if config.dtype == "int8" and device.type != "cpu":
+        raise ConfigError(f"engine.dtype int8 is for the CPU; on {device.type}, take auto.")
+    if config.dtype == "int8" or (config.dtype == "auto" and device.type == "cpu"):
+        return torch.float32
+    if config.dtype == "auto":
+        return torch.bfloat16
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
 
 
 def _adapter_number(chunk: Chunk) -> int:

@@ -2,8 +2,8 @@
 
 After Orca (Yu et al., OSDI 2022): the batch is formed anew at every step; and
 Sarathi-Serve (Agrawal et al., OSDI 2024): every running stream decodes in every step, and
-what the step's token budget leaves over is spent on chunks of waiting prompts, so that a
-long prompt never stalls the streams.
+what the step's token budget leaves over is spent on chunks of waiting prompts, as many as
+the streams can bear (``pace.py``), so that a long prompt never stalls them.
 
 Pure Python: no torch, no threads, no asyncio. The engine's one thread calls it.
 
@@ -19,6 +19,10 @@ across tenants, unless that is wanted: timing would tell what others ask.
 Shares. A tenant's share of its class is counted in the tokens that the engine computes for it:
 a prompt's when it joins, but for what is copied, and those of the answer as they come.
 
+Haste. A step that reads in a vip prompt leaves the others out, unless the step before did so too:
+the first token of a vip answer waits for the step under way and for its own prompt, whatever the
+load, and every stream goes on in every second step at least.
+
 Preemption. When a vip call is next and no slot is free, the low call that began its answer last
 makes room: its keys and values are dropped, it waits again before the others of its tenant, and
 computes them anew when its turn comes, which changes no token (recomputation, as in vLLM: Kwon
@@ -31,6 +35,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from deployments.engines.pace import Pace
 from deployments.engines.prefixes import BLOCK, PrefixIndex
 from deployments.engines.queue import WaitingQueue
 from deployments.engines.sequence import Call, Chunk, Copy, Load, Plan, Save, Sequence, Step
@@ -47,7 +52,8 @@ class Scheduler:
         queue: where calls wait for their first slot.
         slots: sequences that may run together.
         step_tokens: tokens of one step; at least ``slots``, so that all can decode.
-        preemption: low calls make room for vip ones.
+        pace: what a step may take while streams run.
+        preemption: low calls make room for vip ones, and vip prompts go first.
         prefixes: beginnings that are kept.
         shared: between tenants too.
         clock: seconds, the queue's own.
@@ -59,6 +65,7 @@ class Scheduler:
         *,
         slots: int,
         step_tokens: int,
+        pace: Pace | None = None,
         preemption: bool = True,
         prefixes: PrefixIndex | None = None,
         shared: bool = False,
@@ -70,7 +77,10 @@ class Scheduler:
         self._forks: deque[Sequence] = deque()
         """Further choices of calls that have started; they go before the queue."""
         self._step_tokens = max(step_tokens, slots)
+        self._pace = pace or Pace(None)
         self._preemption = preemption
+        self._hasty = False
+        """The last step left others out."""
         self._prefixes = PrefixIndex(0) if prefixes is None else prefixes
         self._shared = shared
         self._clock = clock
@@ -285,14 +295,23 @@ class Scheduler:
             sequence.slot = hole
 
     def _chunks(self) -> Iterator[Chunk]:
+        sequences = list(self.running())
+        urgent = [s for s in sequences if s.call.request.priority is Priority.VIP]
+        self._hasty = (
+            self._preemption
+            and not self._hasty
+            and any(s.computed < len(s.tokens) - 1 for s in urgent)
+        )
         prefilling: list[Sequence] = []
         budget = self._step_tokens
-        for sequence in self.running():
+        for sequence in urgent if self._hasty else sequences:
             if sequence.computed == len(sequence.tokens) - 1:
                 budget -= 1
                 yield _chunk(sequence, 1)
             else:
                 prefilling.append(sequence)
+        if budget < self._step_tokens and not self._hasty:
+            budget = self._pace.prompt_tokens(budget)
         # Who started first prefills first: the budget ends one prompt before it begins the next.
         for sequence in sorted(prefilling, key=lambda s: s.call.started or 0.0):
             if budget <= 0:

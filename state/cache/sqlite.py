@@ -89,7 +89,7 @@ class SqliteCache:
                 execute(_INSERT, entry)
                 self._make_room()
 
-        await self._file.write(act, within_s=PATIENCE_S)
+        await self._file.write(act, within_s=PATIENCE_S, patient=True)
 
     async def drop(self, owner: str) -> int:
         def act() -> int:

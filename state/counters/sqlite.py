@@ -90,7 +90,7 @@ class SqliteCounters:
             self._write(owner, cells, settle(cells, _unpacked(holds), used, now_ms))
             return True
 
-        return await self._alone(act)
+        return await self._alone(act, patient=True)
 
     async def renew(self, owner: str, lease: str, *, ttl_s: float) -> bool:
         def act(now_ms: int) -> bool:
@@ -146,9 +146,11 @@ class SqliteCounters:
                 (owner, orjson.dumps({**cells, **changed})),
             )
 
-    async def _alone(self, act: Callable[[int], T]) -> T:
+    async def _alone(self, act: Callable[[int], T], *, patient: bool = False) -> T:
         """``act(now_ms)`` in a transaction, while no other process is in one."""
-        return await self._file.write(lambda: act(round(self._clock() * 1000)), within_s=PATIENCE_S)
+        return await self._file.write(
+            lambda: act(round(self._clock() * 1000)), within_s=PATIENCE_S, patient=patient
+        )
 
 
 def _cells(kept: bytes | None) -> dict[str, Cell]:

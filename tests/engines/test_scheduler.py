@@ -173,6 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cache = Cache(slots, shared=shared)
         self.waiting: list[Call] = []
         self.started: list[Call] = []
+        self.was_hasty = False
 
     @rule(
         target=calls,
@@ -268,13 +269,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence, chunk in chunks.items():
             assert chunk.tokens
             assert (chunk.slot, chunk.start) == (sequence.slot, sequence.computed)
-        for sequence in running:
+        urgent = [s for s in running if s.call.request.priority is Priority.VIP]
+        hasty = any(len(s.tokens) - s.computed > 1 for s in urgent) and not self.was_hasty
+        self.was_hasty = hasty
+        if hasty:
+            assert set(chunks) <= set(urgent), "a vip prompt had to share its step"
+        for sequence in urgent if hasty else running:
             missing = len(sequence.tokens) - sequence.computed
             if missing == 1:
                 assert len(chunks[sequence].tokens) == 1, "a stream was stalled"
             elif total < self.budget:
                 assert len(chunks[sequence].tokens) == missing, "budget left unused"
-        prefilling = [s for s in running if len(s.tokens) - s.computed > 1]
+        among = urgent if hasty else running
+        prefilling = [s for s in among if len(s.tokens) - s.computed > 1]
         if prefilling:
             first = min(prefilling, key=lambda s: s.call.started or 0)
             assert any(s in chunks for s in prefilling if s.call.started == first.call.started)

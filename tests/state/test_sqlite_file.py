@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from state import sqlite_file
 from state.errors import StateMisconfigured, StateUnavailable
 from state.sqlite_file import SqliteFile
 
@@ -27,14 +28,14 @@ def words(file: SqliteFile) -> list[str]:
     return [word for (word,) in file.execute("SELECT word FROM words ORDER BY word")]
 
 
-async def add(file: SqliteFile, word: str, *, within_s: float = LONG) -> int:
+async def add(file: SqliteFile, word: str, *, within_s: float = LONG, patient: bool = False) -> int:
     def act() -> int:
         file.execute("INSERT INTO words VALUES (?)", (word,))
         [number] = file.execute("SELECT count(*) FROM words").fetchone()
         assert isinstance(number, int)
         return number
 
-    return await file.write(act, within_s=within_s)
+    return await file.write(act, within_s=within_s, patient=patient)
 
 
 def commits(file: SqliteFile) -> list[str]:
@@ -52,6 +53,31 @@ async def test_one_turn_is_one_transaction(file: SqliteFile) -> None:
     assert len(seen) == 1
     assert await add(file, "d") == 4
     assert len(seen) == 2
+
+
+async def test_patient_work_is_gathered_and_not_forgotten(
+    file: SqliteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = commits(file)
+    monkeypatch.setattr(sqlite_file, "GATHER_S", 0.05)
+    first = asyncio.create_task(add(file, "a", patient=True))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(add(file, "b", patient=True))
+    assert await asyncio.gather(first, second) == [1, 2]
+    assert len(seen) == 1
+
+
+async def test_patient_work_is_done_before_what_is_asked_after_it(
+    file: SqliteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = commits(file)
+    monkeypatch.setattr(sqlite_file, "GATHER_S", 3600)
+    patient = asyncio.create_task(add(file, "a", patient=True))
+    await asyncio.sleep(0)
+    assert await add(file, "b") == 2
+    assert await patient == 1
+    assert len(seen) == 1
+    assert await asyncio.gather(add(file, "c"), add(file, "d", patient=True)) == [3, 4]
 
 
 async def test_who_fails_fails_alone(file: SqliteFile) -> None:
