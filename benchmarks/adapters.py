@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.engine import NOTHING_KEPT
 from benchmarks.report import Report, table
 from deployments.config import AdapterLimits, EngineConfig, QueueConfig
 from deployments.engines.engine import Engine
@@ -97,7 +98,11 @@ async def run(engine: Engine, adapters: Sequence[str | None], new_tokens: int) -
 
 async def compare(base: Path, threads: int, rounds: int, new_tokens: int) -> Report:
     config = EngineConfig(
-        slots=BATCH, context=1024, threads=threads, adapters=AdapterLimits(memory_mb=1024)
+        slots=BATCH,
+        context=1024,
+        threads=threads,
+        prefix_cache=NOTHING_KEPT,
+        adapters=AdapterLimits(memory_mb=1024),
     )
     engine = Engine("smollm2", base, config, QueueConfig())
     report = Report("adapters", "What adapters cost: tokens per second of one engine")

@@ -23,11 +23,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import Report, table
-from deployments.config import EngineConfig, QueueConfig
+from deployments.config import EngineConfig, PrefixCache, QueueConfig
 from deployments.engines.engine import Engine
 from models.contracts import GenerateRequest, Sampling
 from models.sources import fetch
 
+NOTHING_KEPT = PrefixCache(tokens=0)
+"""The rounds have the same prompts: all but the first would have nothing to read in."""
 PROMPT_TOKENS = 37
 NEW_TOKENS = 64
 MIXED = (16, 256)
@@ -101,7 +103,7 @@ def run_generate(model: PreTrainedModel, case: Case) -> float:
 async def compare(folder: Path, threads: int, rounds: int) -> Report:
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    config = EngineConfig(slots=32, context=1024, threads=threads)
+    config = EngineConfig(slots=32, context=1024, threads=threads, prefix_cache=NOTHING_KEPT)
     engine = Engine("smollm2", folder, config, QueueConfig())
     report = Report("engine", "Tokens per second: our engine and a static batch")
     rows = []

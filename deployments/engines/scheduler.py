@@ -2,8 +2,8 @@
 
 After Orca (Yu et al., OSDI 2022): the batch is formed anew at every step; and
 Sarathi-Serve (Agrawal et al., OSDI 2024): every running stream decodes in every step, and
-what the step's token budget leaves over is spent on chunks of waiting prompts, as many as
-the streams can bear (``pace.py``), so that a long prompt never stalls them.
+what the step's token budget leaves over is spent on chunks of waiting prompts; of long
+ones, as much as the streams can bear (``pace.py``), so that none stalls them.
 
 Pure Python: no torch, no threads, no asyncio. The engine's one thread calls it.
 
@@ -41,6 +41,9 @@ from deployments.engines.queue import WaitingQueue
 from deployments.engines.sequence import Call, Chunk, Copy, Load, Plan, Save, Sequence, Step
 from models.contracts import Priority
 
+SHORT_TOKENS = 64
+"""A prompt that has no more left is read in at once: it stalls the streams once, and a batch that
+fills slowly would cost them more."""
 MIN_SHARED_TOKENS = 16
 """Below this a copy saves less than it costs to look for."""
 
@@ -310,15 +313,18 @@ class Scheduler:
                 yield _chunk(sequence, 1)
             else:
                 prefilling.append(sequence)
-        if budget < self._step_tokens and not self._hasty:
-            budget = self._pace.prompt_tokens(budget)
+        streams = budget < self._step_tokens and not self._hasty
+        paced = self._pace.prompt_tokens(budget) if streams else budget
         # Who started first prefills first: the budget ends one prompt before it begins the next.
         for sequence in sorted(prefilling, key=lambda s: s.call.started or 0.0):
-            if budget <= 0:
-                return
-            length = min(budget, len(sequence.tokens) - sequence.computed)
+            length = left = len(sequence.tokens) - sequence.computed
+            if left > SHORT_TOKENS:
+                length = min(left, paced)
+                paced -= length
+            length = min(length, budget)
             budget -= length
-            yield _chunk(sequence, length)
+            if length:
+                yield _chunk(sequence, length)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every invariant holds; for tests."""

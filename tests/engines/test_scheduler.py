@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 from deployments.config import PriorityClass, QueueConfig
 from deployments.engines.admission import Limits, admit
+from deployments.engines.pace import Pace
 from deployments.engines.prefixes import BLOCK, PrefixIndex
 from deployments.engines.queue import Ticket, WaitingQueue
 from deployments.engines.scheduler import MIN_SHARED_TOKENS, Scheduler
@@ -509,3 +510,37 @@ def test_what_is_copied_or_computed_again_costs_nothing(monkeypatch: pytest.Monk
     advance(scheduler, step_of(scheduler))
     advance(scheduler, step_of(scheduler))
     assert costs == {1: 41, 2: 1, 3: 3, -1: 0}
+
+
+class Slow(Pace):
+    """Streams can bear five prompt tokens."""
+
+    def prompt_tokens(self, most: int) -> int:
+        return min(most, 5)
+
+
+def test_long_prompts_are_read_in_as_streams_can_bear_and_short_ones_at_once() -> None:
+    waiting: WaitingQueue[Call] = WaitingQueue(QueueConfig().classes(), clock=Clock())
+    scheduler = Scheduler(waiting, slots=4, step_tokens=256, pace=Slow(None), clock=Clock())
+    long = admit_long(scheduler, 200)
+    assert [len(chunk.tokens) for chunk in step_of(scheduler).chunks] == [200], "no stream yet"
+    scheduler.cancel(long)
+    answering(scheduler, call(max_tokens=50))
+    admit_long(scheduler, 200)
+    admit_long(scheduler, 100)
+    scheduler.add(call((1,) * 60, max_tokens=1))
+    step = step_of(scheduler)
+    assert [len(chunk.tokens) for chunk in step.chunks] == [1, 5, 60]
+    for _ in range(26):
+        step = step_of(scheduler)
+        assert sum(len(chunk.tokens) for chunk in step.chunks) <= 1 + 5 + 60
+        advance(scheduler, step)
+
+
+def admit_long(scheduler: Scheduler, length: int) -> Call:
+    prompt = tuple(n % 4 for n in range(length))
+    request = GenerateRequest(id="r", model="m", prompt=prompt, sampling=Sampling(max_tokens=1))
+    limits = Limits(context=512, vocabulary=4, max_choices=1)
+    made = admit(request, prompt, limits, arrived=1000.0)
+    scheduler.add(made)
+    return made
