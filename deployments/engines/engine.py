@@ -367,7 +367,7 @@ class Engine:
             self._scheduler.commit(step)
             for chunk, row in zip(chunks, drawn, strict=True):
                 self._advance(chunk, row)
-            self._save()
+        self._save()  # without the lock: whoever submits need not wait for bytes to be copied
         took = self._clock() - began
         prefill_tokens, decode_tokens = step.prefill_tokens, step.decode_tokens
         self._pace.measured(
@@ -419,7 +419,8 @@ class Engine:
             self._runner.save(saves)
         except Exception:
             logger.exception("what was computed could not be kept for later requests")
-            self._scheduler.forget_kept()
+            with self._lock:
+                self._scheduler.forget_kept()
 
     def _accept(self, sequence: Sequence, drawn: Drawn, token: int) -> Delta | None:
         """Add a token; the delta to send now, if any."""

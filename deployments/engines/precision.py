@@ -32,7 +32,7 @@ LEAST_TEXT = 1000
 """Tokens, to judge anything by."""
 TOPICS, TOPIC_CHARACTERS = 20, 600
 MOST_PERPLEXITY = 1.02
-"""Of int8, relative to float32. The text is short, and 1.003 is usual of SmolLM2."""
+"""Of int8, relative to float32. The text is short, so it is a bound against what goes wrong."""
 LEAST_AGREEMENT = 0.9
 
 

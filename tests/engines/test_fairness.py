@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from deployments.engines.fairness import MOST_IDLE, UNIT, FairLine
 from deployments.engines.queue import Ticket
 from models.contracts import Priority
+from tests.engines.spread import Spread
 
 WEIGHTS = {"ada": 1, "bob": 1, "cyd": 2, "dee": 3}
 MOST_WAIT = 6
@@ -30,18 +31,6 @@ def ticket(tenant: str, *, weight: int = 1, cost: int = 1) -> Ticket[None]:
 
 def take(line: FairLine[None]) -> str:
     return line.take(line.head().cost).tenant
-
-
-class Spread:
-    """How far apart two things counted together were over any window since both began."""
-
-    def __init__(self) -> None:
-        self.now = self.low = self.high = Fraction(0)
-
-    def add(self, step: Fraction) -> Fraction:
-        self.now += step
-        self.low, self.high = min(self.low, self.now), max(self.high, self.now)
-        return self.high - self.low
 
 
 class FairMachine(RuleBasedStateMachine):

@@ -28,6 +28,7 @@ from deployments.config import PriorityClass, QueueConfig
 from deployments.engines.queue import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, Ticket, WaitingQueue
 from models.contracts import Priority
 from models.errors import Overloaded
+from tests.engines.spread import Spread
 
 T = TypeVar("T")
 PRIORITIES = list(Priority)
@@ -63,18 +64,6 @@ rooms = st.fixed_dictionaries(
         for priority in PRIORITIES
     }
 )
-
-
-class Spread:
-    """How far apart two things counted together were over any window since both began."""
-
-    def __init__(self) -> None:
-        self.now = self.low = self.high = Fraction(0)
-
-    def add(self, step: Fraction) -> Fraction:
-        self.now += step
-        self.low, self.high = min(self.low, self.now), max(self.high, self.now)
-        return self.high - self.low
 
 
 class QueueMachine(RuleBasedStateMachine):
