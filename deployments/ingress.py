@@ -2,7 +2,7 @@
 
 Serve watches for clients that leave, with two tasks and a queue for each request, and so does the
 gateway, which knows what to do then (``gateway/policies/disconnect.py``). Once is enough: a header
-that Serve knows switches its own watching off, for a tenth of what a request costs.
+that Serve knows switches its own watching off.
 """
 
 from __future__ import annotations

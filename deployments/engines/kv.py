@@ -99,11 +99,13 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         """In every layer, to each row (the key) what is in another."""
         if not rows:
             return
+        device = next(iter(self.keys.values())).device
+        target = torch.tensor([*rows], device=device)
+        source = torch.tensor([*rows.values()], device=device)
         for tensors in (self.keys, self.values):
             for layer in tensors.values():
                 lines = layer.flatten(0, 1)
-                taken = lines.index_select(0, torch.tensor([*rows.values()], device=lines.device))
-                lines.index_copy_(0, torch.tensor([*rows], device=lines.device), taken)
+                lines.index_copy_(0, target, lines.index_select(0, source))
 
     def wipe(self, slot: int, length: int) -> None:
         """Zero a slot's first tokens: a NaN would spoil the next owner through masked positions."""
