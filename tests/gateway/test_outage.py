@@ -39,6 +39,7 @@ from state.counters.redis import RedisCounters
 from state.database import Database, LazyDatabase
 from state.errors import StateUnavailable
 from state.patience import ANSWER_S, SERVER_S
+from state.places import sqlite_url
 from tests.gateway.asgi import BASE
 from tests.gateway.fakes import FakeGenerator, World
 from tests.gateway.server import LiveServer
@@ -366,6 +367,44 @@ async def test_a_gateway_that_starts_while_the_database_is_frozen(
     finally:
         postgres_server.thaw()
     await eventually(lazy.ping)
+    await lazy.close()
+
+
+async def test_who_asks_a_frozen_database_first_waits_no_longer_than_others(
+    postgres_server: PostgresServer,
+) -> None:
+    """Without any key to look up before: a webhook, and every route of an open platform."""
+    loop = asyncio.get_running_loop()
+    lazy = LazyDatabase(postgres_server.url, patience_s=SERVER_S)
+
+    async def told_after() -> float:
+        began = loop.time()
+        with pytest.raises(StateUnavailable):
+            await lazy.ping()
+        return loop.time() - began
+
+    postgres_server.freeze()
+    try:
+        at_once = await asyncio.gather(told_after(), told_after())
+        again = await told_after()
+    finally:
+        postgres_server.thaw()
+    assert max(*at_once, again) < ANSWER_S + BUSY_S
+    await eventually(lazy.ping)
+    await lazy.close()
+
+
+async def test_a_database_is_opened_once_and_closed_while_it_opens(tmp_path: Path) -> None:
+    lazy = LazyDatabase(sqlite_url(tmp_path / "frontier.db"))
+    first, second = await asyncio.gather(lazy.opened(), lazy.opened())
+    assert first is second
+    await lazy.close()
+    asking = asyncio.create_task(lazy.opened())
+    await asyncio.sleep(0)
+    await lazy.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await lazy.ping()
     await lazy.close()
 
 
