@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -51,6 +51,20 @@ Prompt: TypeAlias = "str | tuple[int, ...] | tuple[ChatMessage, ...]"
 """Text, token ids, or a conversation that the model's own chat template renders."""
 
 
+class GrammarKind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+class Grammar(NamedTuple):
+    """What an answer has to be, from its first character to its last."""
+
+    kind: GrammarKind
+    text: str
+    """A JSON schema as JSON, a regular expression, or a grammar in Lark's language."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How one continuation is drawn. Defaults draw from the model's own distribution.
@@ -81,6 +95,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
+    """Tokens with which the answer would leave it are never drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from deployments.engines.accounts import Accounts, close
 from deployments.engines.adapters import AdapterInfo, AdapterStore, Lease, Resolve
 from deployments.engines.admission import Limits, admit, check_tokens, prompt_field
 from deployments.engines.computing import Computing
+from deployments.engines.grammar import Grammars
 from deployments.engines.mailbox import Mailbox
 from deployments.engines.output import Output
 from deployments.engines.pace import Pace
@@ -132,6 +133,7 @@ class Engine:
             shared=config.prefix_cache.shared,
             clock=clock,
         )
+        self._grammars = Grammars(self._codec.serialised, self._runner.vocab_size, self._eos)
         self._adapters = AdapterStore(
             name,
             self._runner.open_adapter,
@@ -177,6 +179,8 @@ class Engine:
             prompt = await self._codec.encode(request.prompt)
             call = admit(request, prompt, self._limits, arrived=arrived)
             call.account = account
+            if (grammar := request.sampling.grammar) is not None:
+                call.constraint = await self._grammars.compiled(grammar)
             mailbox = Mailbox(asyncio.get_running_loop())
             lease = await self._lease(call)
             self._submit(call, mailbox)

@@ -20,8 +20,10 @@ class Output:
     """
 
     def __init__(self, sequence: Sequence, codec: TextCodec, eos: Set[int]) -> None:
-        sampling = sequence.call.request.sampling
-        self.sampler = SamplerState.start(sampling, sequence.call.prompt, sequence.index)
+        call = sequence.call
+        sampling = call.request.sampling
+        constraint = None if call.constraint is None else call.constraint.copy()
+        self.sampler = SamplerState.start(sampling, call.prompt, sequence.index, constraint)
         self._index = sequence.index
         self._codec = codec
         self._text = TextStream(codec.decode, sampling.stop)
@@ -32,7 +34,11 @@ class Output:
         self._logprobs: list[TokenLogprob] = []
 
     def add(self, token: int, drawn: Drawn) -> bool:
-        """Take in what was drawn. True if the sequence ends with it."""
+        """Take in what was drawn. True if the sequence ends with it.
+
+        Raises:
+            InvalidInput: the constraint takes more to follow than is allowed.
+        """
         self.sampler.drew(token)
         self._tokens.append(token)
         if drawn.logprob is not None:
@@ -40,7 +46,8 @@ class Output:
         if token in self._stop_tokens:
             return True
         self._pieces.append(self._text.push(token))
-        return self._text.stopped
+        constraint = self.sampler.constraint
+        return self._text.stopped or (constraint is not None and constraint.complete)
 
     def delta(
         self,

@@ -1,9 +1,10 @@
 """From logits to the next token, each row by its own parameters and its own randomness.
 
 Order, for a row: repetition penalty (Keskar et al. 2019), frequency and presence penalty,
-logit bias, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024).
-Then one uniform number a token picks by inverse transform: a sequence draws its own
-numbers from its own seed, so the same seed gives the same tokens whatever else runs.
+logit bias, the grammar of the answer (``grammar.py``), temperature, top-k, top-p (Holtzman et
+al. 2020), min-p (Nguyen et al. 2024). Then one uniform number a token picks by inverse
+transform: a sequence draws its own numbers from its own seed, so the same seed gives the same
+tokens whatever else runs.
 
 Rows are grouped by what they need: plain greedy rows, the common case, cost one argmax
 over all of them together.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deployments.engines.grammar import Constraint
 from models.contracts import Sampling
 
 CANDIDATES = 256
@@ -48,15 +50,27 @@ class SamplerState:
     prompt: tuple[int, ...]
     counts: Counter[int] = field(default_factory=Counter)
     """How often each token was drawn."""
+    constraint: Constraint | None = None
 
     @classmethod
-    def start(cls, sampling: Sampling, prompt: tuple[int, ...], choice: int) -> SamplerState:
+    def start(
+        cls,
+        sampling: Sampling,
+        prompt: tuple[int, ...],
+        choice: int,
+        constraint: Constraint | None = None,
+    ) -> SamplerState:
         """``choice`` tells the ``n`` continuations of a seeded request apart."""
         seed = None if sampling.seed is None else f"{sampling.seed}/{choice}"
-        return cls(sampling=sampling, random=random.Random(seed), prompt=prompt)
+        return cls(
+            sampling=sampling, random=random.Random(seed), prompt=prompt, constraint=constraint
+        )
 
     def drew(self, token: int) -> None:
+        """Raises InvalidInput: the constraint takes more to follow than is allowed."""
         self.counts[token] += 1
+        if self.constraint is not None:
+            self.constraint.accept(token)
 
     @property
     def greedy(self) -> bool:
@@ -88,6 +102,8 @@ def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
     for i, state in enumerate(states):
         if state.shapes_logits:
             _shape(logits[i], state)
+        if state.constraint is not None:
+            state.constraint.forbid(logits[i])
     best, tokens = logits.max(dim=-1)
     finite = torch.isfinite(best).tolist()  # NaN and +inf win every max
     drawn = tokens.tolist()

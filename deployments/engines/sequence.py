@@ -11,6 +11,7 @@ from models.contracts import FinishReason, GenerateRequest, Usage
 
 if TYPE_CHECKING:
     from deployments.engines.adapters import Adapter
+    from deployments.engines.grammar import Constraint
 
 
 @dataclass(eq=False, slots=True)
@@ -27,6 +28,8 @@ class Call:
     """When the whole answer is due."""
     adapter: Adapter | None = None
     """In memory while the call lives. Keys and values depend on it."""
+    constraint: Constraint | None = None
+    """At the beginning of the answer's grammar."""
     ticket: Ticket[Call] | None = None
     sequences: list[Sequence] = field(default_factory=list)
     started: float | None = None

@@ -42,6 +42,11 @@ class TextCodec:
         self._backend.no_truncation()
         self._backend.no_padding()
 
+    def serialised(self) -> str:
+        """The tokenizer, as tokenizer.json has it."""
+        text: str = self._backend.to_str()
+        return text
+
     async def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Tokens of a prompt.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.caching.keys import deterministic, embedding_key, generation_key, normal
-from models.contracts import ChatMessage, GenerateRequest, Priority, Sampling
+from models.contracts import ChatMessage, GenerateRequest, Grammar, GrammarKind, Priority, Sampling
 
 SAMPLING = Sampling(temperature=0.7, seed=1, stop=("a",), logit_bias={5: 1.0, 7: -2.0})
 REQUEST = GenerateRequest(id="r", model="m", prompt="hello", tenant="acme", sampling=SAMPLING)
@@ -51,6 +51,7 @@ OTHERS: dict[str, Any] = {
     "stop": ("b",),
     "stop_token_ids": (3,),
     "ignore_eos": True,
+    "grammar": Grammar(GrammarKind.REGEX, "a"),
 }
 
 

@@ -226,6 +226,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.check_seats(running)
         if step is None:
             assert not running
+            self.was_hasty = False  # nobody was left out
             return
         self.check_step(step, running)
         if fails:  # as the engine does: whoever was in it is told and goes

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.contracts import ChatMessage, Priority, Sampling
+from models.contracts import ChatMessage, Grammar, GrammarKind, Priority, Sampling
 from tests.gateway.contract import chunks, data_lines
 from tests.gateway.fakes import World
 
@@ -104,6 +104,37 @@ async def test_fields_left_out_or_null_are_the_defaults(
     left_out, null = world.generator.requests
     assert left_out.sampling == null.sampling == Sampling()
     assert left_out.priority == null.priority == Priority.STANDARD
+
+
+def json_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        (
+            {"response_format": {"type": "json_object"}},
+            Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}'),
+        ),
+        (
+            {"response_format": json_format({"type": "null"})},
+            Grammar(GrammarKind.JSON_SCHEMA, '{"type": "null"}'),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, Grammar(GrammarKind.REGEX, "a+")),
+        ({"structured_outputs": {"grammar": "start: "}}, Grammar(GrammarKind.LARK, "start: ")),
+        (
+            {"structured_outputs": {"choice": ["yes", 'n"o']}},
+            Grammar(GrammarKind.LARK, 'start: "yes" | "n\\"o"'),
+        ),
+    ],
+)
+async def test_what_the_answer_has_to_be(
+    client: httpx.AsyncClient, world: World, fields: dict[str, Any], grammar: Grammar | None
+) -> None:
+    assert (await client.post(PATH, json=asking(**fields))).status_code == 200
+    assert world.generator.requests[0].sampling.grammar == grammar
 
 
 async def test_harmless_fields_are_accepted(client: httpx.AsyncClient) -> None:
@@ -226,10 +257,23 @@ async def test_a_delta_without_news_is_not_sent(client: httpx.AsyncClient, world
         ({"functions": [{}]}, "functions", "is not supported"),
         ({"audio": {}}, "audio", "is not supported"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "is not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format", "'json_schema'"),
         (
-            {"response_format": {"type": "json_object"}},
-            "response_format.type",
-            "should be 'text' (given: 'json_object')",
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+            "is required",
+        ),
+        (
+            {"response_format": json_format({"enum": ["x" * 65_536]})},
+            "response_format",
+            "at most 65536",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "one of"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+            "give one",
         ),
         ({"modalities": ["audio"]}, "modalities[0]", "should be 'text'"),
         ({"store": True}, "store", "should be false (given: True)"),

@@ -58,6 +58,21 @@ def by_shape(expected: str) -> Discriminator:
     )
 
 
+def by_type(*names: str) -> Discriminator:
+    """Choose a branch by the field ``type`` of an object, as ``by_shape`` does by the JSON type."""
+
+    def choose(value: object) -> str | None:
+        kind = value.get("type") if isinstance(value, dict) else None
+        return f"<{kind}>" if kind in names else None
+
+    *others, last = (repr(name) for name in names)
+    return Discriminator(
+        choose,
+        custom_error_type="shape",
+        custom_error_message=f"Input should have a type of {', '.join(others)} or {last}",
+    )
+
+
 def _off(value: bool) -> bool:
     if value:
         raise ValueError("should be false")

@@ -41,16 +41,11 @@ class Message(Strict):
         return ChatMessage(role=role, content=text)
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
 class ChatRequest(GenerateFields, HarmlessFields):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1)
     tools: NotSupported = Field(default=None, description="tool calls come later")
     tool_choice: NotSupported = Field(default=None, description="tool calls come later")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from deployments.gateway.schemas.base import Strict, TokenId, by_shape, shape
-from models.contracts import Sampling
+from deployments.gateway.schemas.base import Strict, TokenId, by_shape, by_type, shape
+from models.contracts import Grammar, GrammarKind, Sampling
+from models.errors import InvalidInput
+
+MAX_GRAMMAR = 65_536
+"""Characters."""
+ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
 
 StopText: TypeAlias = Annotated[str, Field(min_length=1, max_length=512)]
 Stop: TypeAlias = Annotated[
@@ -16,8 +22,62 @@ Stop: TypeAlias = Annotated[
     | Annotated[list[StopText], shape("list"), Field(max_length=4)],
     by_shape("a string or a list of at most 4 strings"),
 ]
+Choice: TypeAlias = Annotated[str, Field(min_length=1, max_length=1024)]
 Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Accepted, not used.")
+    description: str | None = Field(default=None, max_length=4096, description="Not used.")
+    definition: dict[str, Any] = Field(alias="schema", description="A JSON schema.")
+    strict: bool | None = Field(default=None, description="Answers always keep to the schema.")
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat: TypeAlias = Annotated[
+    Annotated[TextFormat, shape("text")]
+    | Annotated[JsonObjectFormat, shape("json_object")]
+    | Annotated[JsonSchemaFormat, shape("json_schema")],
+    by_type("text", "json_object", "json_schema"),
+]
+
+
+class StructuredOutputs(Strict):
+    """As vLLM has it. Exactly one; for JSON there is ``response_format``."""
+
+    regex: str | None = Field(default=None, min_length=1, max_length=MAX_GRAMMAR)
+    choice: list[Choice] | None = Field(default=None, min_length=1, max_length=1024)
+    grammar: str | None = Field(
+        default=None, min_length=1, max_length=MAX_GRAMMAR, description="In Lark's language."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        if sum(each is not None for each in (self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("should have exactly one of regex, choice and grammar")
+        return self
+
+    @property
+    def as_grammar(self) -> Grammar:
+        if self.regex is not None:
+            return Grammar(GrammarKind.REGEX, self.regex)
+        if self.grammar is not None:
+            return Grammar(GrammarKind.LARK, self.grammar)
+        words = " | ".join(json.dumps(word) for word in self.choice or ())
+        return Grammar(GrammarKind.LARK, f"start: {words}")
 
 
 class SamplingFields(Strict):
@@ -36,6 +96,10 @@ class SamplingFields(Strict):
     stop: Stop | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = Field(
+        default=None, description="JSON of any kind, or by a schema."
+    )
+    structured_outputs: StructuredOutputs | None = None
 
     PASSED_ON: ClassVar[frozenset[str]] = frozenset(
         {
@@ -60,6 +124,9 @@ class SamplingFields(Strict):
         Args:
             defaults: the model's, for what the client leaves open.
             overrides: fields that the protocol words differently.
+
+        Raises:
+            InvalidInput: the answer is to have two forms, or a schema is too long.
         """
         given: dict[str, Any] = {
             name: value
@@ -70,4 +137,26 @@ class SamplingFields(Strict):
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stop_token_ids:
             given["stop_token_ids"] = tuple(self.stop_token_ids)
+        if (grammar := self._grammar()) is not None:
+            given["grammar"] = grammar
         return replace(defaults, **{**given, **overrides})
+
+    def _grammar(self) -> Grammar | None:
+        form, other = self.response_format, self.structured_outputs
+        if form is None or isinstance(form, TextFormat):
+            return None if other is None else other.as_grammar
+        if other is not None:
+            raise InvalidInput(
+                "response_format and structured_outputs both say what the answer has to be;"
+                " give one.",
+                param="structured_outputs",
+            )
+        if isinstance(form, JsonObjectFormat):
+            return ANY_OBJECT
+        text = json.dumps(form.json_schema.definition)
+        if len(text) > MAX_GRAMMAR:
+            raise InvalidInput(
+                f"The schema has {len(text)} characters; at most {MAX_GRAMMAR} are read.",
+                param="response_format",
+            )
+        return Grammar(GrammarKind.JSON_SCHEMA, text)
