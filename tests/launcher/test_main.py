@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+import deployments.launcher.__main__ as launcher
 from deployments.launcher.__main__ import BIN, greeting, main, say, with_bin
 from deployments.launcher.preflight import load
+from state.places import sqlite_url
 
 ROOT = Path(__file__).parents[2]
 ENV = {
@@ -53,6 +57,39 @@ def test_a_wrong_configuration_is_said_line_by_line(
     assert printed.out == ""
     assert all(line.startswith("error: ") for line in printed.err.splitlines())
     assert "models" in printed.err
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Mapping[str, str]]:
+    """The environments in which something was to be served."""
+    environments: list[Mapping[str, str]] = []
+    monkeypatch.setattr(launcher, "run", lambda _, env: environments.append(env))
+    monkeypatch.setenv("FRONTIER_HOME", str(tmp_path))
+    monkeypatch.setenv("FRONTIER_DATABASE", sqlite_url(tmp_path / "frontier.db"))
+    return environments
+
+
+def test_secure_shows_an_administrators_key_once_and_asks_for_keys(
+    served: list[Mapping[str, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--secure"]) == 0
+    assert len(re.findall(r"\bfr_\w+", capfd.readouterr().out)) == 1
+    assert main(["--secure"]) == 0
+    assert "fr_" not in capfd.readouterr().out
+    assert [env["FRONTIER_AUTH"] for env in served] == ["keys", "keys"]
+    assert main([]) == 0
+    assert "FRONTIER_AUTH" not in served[-1]
+
+
+def test_without_a_key_nothing_is_served_securely(
+    served: list[Mapping[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FRONTIER_DATABASE", "postgresql://127.0.0.1:1/nowhere")
+    assert main(["--secure"]) == 1
+    assert "no administrator's key could be made" in capfd.readouterr().err
+    assert served == []
 
 
 def test_jobs_find_our_python_before_any_other() -> None:
