@@ -144,7 +144,7 @@ def test_evaluation_stops_early_and_the_best_weights_are_kept(text: Path, tmp_pa
         steps=40,
         evaluate_every=1,
         patience=3,
-        optimiser={"learning_rate": 0.4, "schedule": "constant", "warmup": 6, "final": 1},
+        optimiser={"learning_rate": 4, "schedule": "constant", "warmup": 6, "final": 1},
     )
     metrics, losses = train(settings, tmp_path / "run", keeper=keeper, callbacks=[Watch()])
     evaluations = [end.metrics["eval_loss"] for end in ends]
