@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import Cache
 
 from deployments.engines.prefixes import BLOCK
-from deployments.engines.sequence import Load, Save
+from deployments.engines.sequence import Copy, Load, Move, Save
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
@@ -65,6 +66,16 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
             cache[layer_idx].flatten(0, 1).index_copy_(0, self._rows, states[0].transpose(0, 1))
         return key_states, value_states
 
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copies and loads in their order; loads that follow one another are made at once."""
+        for kind, some in groupby(moves, type):
+            if kind is Load:
+                self.load([move for move in some if isinstance(move, Load)])
+            else:
+                for move in some:
+                    assert isinstance(move, Copy)
+                    self.copy(move.source, move.target, move.length)
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of a slot, in all layers."""
         for tensors in (self.keys, self.values):
@@ -75,7 +86,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         """Blocks into slots, in all layers."""
         rows: dict[int, int] = {}
         for load in loads:
-            rows.update(zip(self._part(load.slot, 0), self._rows_of(load.blocks), strict=False))
+            rows.update(zip(self._part(load.target, 0), self._rows_of(load.blocks), strict=False))
         self._move(rows)
 
     def save(self, saves: Sequence[Save]) -> None:

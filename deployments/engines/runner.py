@@ -124,9 +124,7 @@ class Runner:
             logits ``[rows, vocab_size]`` and, row by row, the chunks they belong to: those
             with ``samples``.
         """
-        self.cache.load(step.loads)
-        for copy in step.copies:
-            self.cache.copy(copy.source, copy.target, copy.length)
+        self.cache.move(step.moves)
         single: Sequence[Chunk] = sorted(
             (c for c in step.chunks if len(c.tokens) == 1), key=lambda c: c.slot
         )

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator
 from deployments.engines.pace import Pace
 from deployments.engines.prefixes import BLOCK, PrefixIndex
 from deployments.engines.queue import WaitingQueue
-from deployments.engines.sequence import Call, Chunk, Copy, Load, Plan, Save, Sequence, Step
+from deployments.engines.sequence import Call, Chunk, Copy, Load, Move, Plan, Save, Sequence, Step
 from models.contracts import Priority
 
 SHORT_TOKENS = 64
@@ -129,13 +129,12 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Who makes room, who joins, and what is computed next."""
-        loads: list[Load] = []
-        copies: list[Copy] = []
+        moves: list[Move] = []
         preempted: list[Call] = []
-        started = self._join(loads, copies, preempted)
-        self._compact(copies)
+        started = self._join(moves, preempted)
+        self._compact(moves)
         chunks = tuple(self._chunks())
-        step = Step(loads=tuple(loads), copies=tuple(copies), chunks=chunks) if chunks else None
+        step = Step(moves=tuple(moves), chunks=chunks) if chunks else None
         return Plan(step=step, started=tuple(started), preempted=tuple(preempted))
 
     def commit(self, step: Step) -> None:
@@ -171,31 +170,31 @@ class Scheduler:
     def running(self) -> Iterator[Sequence]:
         return (sequence for sequence in self._slots if sequence is not None)
 
-    def _join(self, loads: list[Load], copies: list[Copy], preempted: list[Call]) -> list[Call]:
+    def _join(self, moves: list[Move], preempted: list[Call]) -> list[Call]:
         """Seat forks, then waiting calls, in the lowest free slots."""
         started: list[Call] = []
         while True:
             if self._running < len(self._slots):
                 if fork := self._next_fork():
-                    self._seat(fork, loads, copies)
+                    self._seat(fork, moves)
                     continue
             elif yields := self._yields():
                 self._preempt(yields)
                 preempted.append(yields)  # no fork: room was made for who is next
             else:
                 break
-            if not self._seat_next(loads, copies, started):
+            if not self._seat_next(moves, started):
                 break
         return started
 
-    def _seat_next(self, loads: list[Load], copies: list[Copy], started: list[Call]) -> bool:
+    def _seat_next(self, moves: list[Move], started: list[Call]) -> bool:
         """Seat the first choice of the call that is next; its others become forks."""
         ticket = self._queue.peek()
         if ticket is None:
             return False
         call = ticket.item
         first, *forks = (each for each in call.sequences if not each.finished)
-        self._seat(first, loads, copies)
+        self._seat(first, moves)
         # What is copied costs nothing, and what was preempted has been paid.
         self._queue.pop(cost=None if call.preempted else len(call.prompt) - first.computed)
         self._forks.extend(forks)
@@ -236,7 +235,7 @@ class Scheduler:
                 return fork
         return None
 
-    def _seat(self, sequence: Sequence, loads: list[Load], copies: list[Copy]) -> None:
+    def _seat(self, sequence: Sequence, moves: list[Move]) -> None:
         call = sequence.call
         donor, shared = self._donor(sequence)
         # The last prompt token is always computed: its logits give the first new one.
@@ -247,9 +246,9 @@ class Scheduler:
         self._running += 1
         if len(blocks) * BLOCK > shared:
             shared = len(blocks) * BLOCK
-            loads.append(Load(blocks=blocks, slot=slot))
+            moves.append(Load(blocks=blocks, target=slot))
         elif donor is not None:
-            copies.append(Copy(source=donor, target=slot, length=shared))
+            moves.append(Copy(source=donor, target=slot, length=shared))
         sequence.computed = shared
         if sequence.index == 0 and not call.preempted:
             call.cached_tokens = shared  # counted once, whatever n is
@@ -281,7 +280,7 @@ class Scheduler:
                 best_slot, best = sequence.slot, shared
         return best_slot, best if best_slot is not None else 0
 
-    def _compact(self, copies: list[Copy]) -> None:
+    def _compact(self, moves: list[Move]) -> None:
         """Move the highest sequences into holes below them."""
         hole, top = 0, len(self._slots) - 1
         while True:
@@ -293,7 +292,7 @@ class Scheduler:
                 return
             sequence = self._slots[top]
             assert sequence is not None
-            copies.append(Copy(source=top, target=hole, length=sequence.computed))
+            moves.append(Copy(source=top, target=hole, length=sequence.computed))
             self._slots[top], self._slots[hole] = None, sequence
             sequence.slot = hole
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from deployments.engines.queue import Ticket
 from models.contracts import FinishReason, GenerateRequest, Usage
@@ -96,7 +96,10 @@ class Load:
     """Keys and values of kept blocks, to the beginning of a slot."""
 
     blocks: tuple[int, ...]
-    slot: int
+    target: int
+
+
+Move: TypeAlias = Copy | Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,19 +131,18 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One forward pass. Loads are made first, then copies, in order."""
+    """One forward pass."""
 
-    copies: tuple[Copy, ...]
+    moves: tuple[Move, ...] = ()
+    """Made before it, in this order: what one reads, a later one may write over."""
     chunks: tuple[Chunk, ...]
-    loads: tuple[Load, ...] = ()
 
     @property
     def written(self) -> frozenset[int]:
         """Slots whose contents are other ones afterwards."""
         return frozenset(
             [
-                *(load.slot for load in self.loads),
-                *(copy.target for copy in self.copies),
+                *(move.target for move in self.moves),
                 *(chunk.slot for chunk in self.chunks),
             ]
         )

@@ -25,7 +25,7 @@ from deployments.engines.pace import Pace
 from deployments.engines.prefixes import BLOCK, PrefixIndex
 from deployments.engines.queue import Ticket, WaitingQueue
 from deployments.engines.scheduler import MIN_SHARED_TOKENS, Scheduler
-from deployments.engines.sequence import Call, Save, Sequence, Step
+from deployments.engines.sequence import Call, Copy, Load, Save, Sequence, Step
 from models.contracts import GenerateRequest, Priority, Sampling
 from models.errors import Overloaded
 
@@ -63,14 +63,15 @@ class Cache:
             self.blocks[block] = self.slots[save.slot][begin : begin + BLOCK]
 
     def run(self, step: Step) -> None:
-        for load in step.loads:
-            rows = [row for block in load.blocks for row in self.blocks[block]]
-            self.slots[load.slot][: len(rows)] = rows
-        for copy in step.copies:
-            assert copy.source != copy.target
-            source = self.slots[copy.source][: copy.length]
-            assert None not in source, "a copy of what was never computed"
-            self.slots[copy.target][: copy.length] = source
+        for move in step.moves:
+            if isinstance(move, Load):
+                rows = [row for block in move.blocks for row in self.blocks[block]]
+                self.slots[move.target][: len(rows)] = rows
+            else:
+                assert move.source != move.target
+                source = self.slots[move.source][: move.length]
+                assert None not in source, "a copy of what was never computed"
+                self.slots[move.target][: move.length] = source
         for chunk in step.chunks:
             tenant = "all" if self._shared else chunk.sequence.call.request.tenant
             slot = self.slots[chunk.slot]
@@ -545,3 +546,29 @@ def admit_long(scheduler: Scheduler, length: int) -> Call:
     made = admit(request, prompt, limits, arrived=1000.0)
     scheduler.add(made)
     return made
+
+
+def test_who_copies_from_a_slot_does_so_before_another_has_it() -> None:
+    """One newcomer copies from a call that then makes room for another, whose prompt is kept."""
+    scheduler, cache = make(2, step_tokens=64, blocks=8), Cache(2)
+
+    def run(step: Step) -> None:
+        cache.run(step)
+        advance(scheduler, step)
+        for chunk in step.chunks:
+            if (save := scheduler.keep(chunk.sequence, chunk.slot)) is not None:
+                cache.save(save)
+
+    kept, common = (1,) * 20, (2,) * 20
+    scheduler.add(vip(prompt=kept, max_tokens=1))
+    run(step_of(scheduler))
+    scheduler.add(low(prompt=common))
+    run(step_of(scheduler))
+    for prompt in (common, kept):
+        scheduler.add(vip(prompt=prompt, max_tokens=1))
+    plan = scheduler.plan()
+    assert len(plan.started) == 2
+    assert len(plan.preempted) == 1
+    assert plan.step is not None
+    assert [type(move) for move in plan.step.moves] == [Copy, Load]
+    run(plan.step)
