@@ -196,6 +196,7 @@ class AdapterStore:
         """
         entry = self._read(name, folder)
         with self._lock:
+            self._reading -= 1
             self._loads.pop(name, None)  # who waits for the older version still gets it
             self._insert(entry)
             self._known[name] = entry.info()
@@ -282,6 +283,7 @@ class AdapterStore:
                     del self._loads[name]
             raise
         with self._lock:
+            self._reading -= 1
             entry.pins = load.waiters
             load.entry = entry
             if self._loads.get(name) is load:
@@ -292,7 +294,9 @@ class AdapterStore:
         return entry
 
     def _read(self, name: str, folder: Path) -> _Entry:
-        """Check, make room, read. The bytes stay accounted for."""
+        """Check, make room, read. The bytes stay accounted for, and count as being read until the
+        caller has put the entry somewhere.
+        """
         began = self._clock()
         file = self._guarded(name, partial(self._open_file, name, folder))
         with self._lock:
@@ -304,10 +308,8 @@ class AdapterStore:
         except BaseException:
             with self._lock:
                 self._taken -= file.bytes
-            raise
-        finally:
-            with self._lock:
                 self._reading -= 1
+            raise
         self._emit(AdapterLoaded(model=self._model, duration_s=self._clock() - began))
         return _Entry(adapter, folder)
 
