@@ -27,11 +27,11 @@ from typing import Any
 
 import aiohttp
 import psutil
-import yaml
 
 from benchmarks.report import Report, table
-from deployments.config import GenerateModel, PlatformConfig
+from deployments.config import GenerateModel
 from deployments.engines.engine import Engine
+from deployments.launcher import preflight
 from deployments.launcher.background import Served, serving
 from models.contracts import ChatMessage, GenerateRequest, Sampling
 from models.sources import fetch
@@ -272,8 +272,9 @@ def offline_rate(seconds: float) -> float:
 
 
 def _offline_rate(seconds: float) -> float:
-    application = yaml.safe_load(CONFIG.read_text())["applications"][0]
-    model = PlatformConfig.model_validate(application["args"]).models[MODEL]
+    platform = preflight.load(CONFIG).platform
+    assert platform is not None
+    model = platform.models[MODEL]
     assert isinstance(model, GenerateModel)
     return asyncio.run(_offline(model, seconds))
 

@@ -294,15 +294,20 @@ class LazyDatabase:
         if self._opened is not None:
             return self._opened
         if (opening := self._opening) is None:  # all who ask wait for the same one
-            opening = asyncio.create_task(Database.open(self._url, patience_s=self._patience_s))
-            self._opening = opening
+            opening = self._opening = asyncio.create_task(self._open())
+            opening.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
         await asyncio.wait({opening}, timeout=self._patience_s)
         if not opening.done():
             raise StateUnavailable("the database takes its time to open; it is still being asked")
-        if self._opening is opening:
-            self._opening = None
-            self._opened = opening.result()
         return opening.result()
+
+    async def _open(self) -> Database:
+        """Its failure is told to who waits now, not to who asks later."""
+        try:
+            self._opened = await Database.open(self._url, patience_s=self._patience_s)
+            return self._opened
+        finally:
+            self._opening = None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -322,11 +327,9 @@ class LazyDatabase:
 
     async def close(self) -> None:
         if (opening := self._opening) is not None:
-            self._opening = None
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
-            if not opening.cancelled() and opening.exception() is None:
-                await opening.result().close()
+            self._opening = None  # it may never have begun
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
