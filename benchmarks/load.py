@@ -33,7 +33,7 @@ from deployments.config import GenerateModel
 from deployments.engines.engine import Engine
 from deployments.launcher import preflight
 from deployments.launcher.background import Served, serving
-from models.contracts import ChatMessage, GenerateRequest, Sampling
+from models.contracts import ChatMessage, Conversation, GenerateRequest, Sampling
 from models.sources import fetch
 
 MODEL = "smollm2"
@@ -287,7 +287,7 @@ async def _offline(model: GenerateModel, seconds: float) -> float:
         request = GenerateRequest(
             id=str(number),
             model=MODEL,
-            prompt=(ChatMessage(role="user", content=question(number)),),
+            prompt=Conversation((ChatMessage(role="user", content=question(number)),)),
             sampling=Sampling(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True),
         )
         async for _ in engine.generate(request):

@@ -42,19 +42,53 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """What a model has asked of its caller."""
+
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant."""
+    tool_call_id: str | None = None
+    """Of role ``tool``: the call whose result the content is."""
 
 
-Prompt: TypeAlias = "str | tuple[int, ...] | tuple[ChatMessage, ...]"
-"""Text, token ids, or a conversation that the model's own chat template renders."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may ask its caller to call."""
+
+    name: str
+    description: str | None
+    parameters: str
+    """The JSON schema of its arguments, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What the model's own chat template renders."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+
+
+Prompt: TypeAlias = "str | tuple[int, ...] | Conversation"
+"""Text, token ids, or a conversation."""
 
 
 class GrammarKind(StrEnum):
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     LARK = "lark"
+    TOOL_CALLS = "tool_calls"
+    """Calls as ``models.tool_calls`` writes them."""
 
 
 class Grammar(NamedTuple):
@@ -62,7 +96,8 @@ class Grammar(NamedTuple):
 
     kind: GrammarKind
     text: str
-    """A JSON schema as JSON, a regular expression, or a grammar in Lark's language."""
+    """A JSON schema as JSON, a regular expression, a grammar in Lark's language, or what
+    ``models.tool_calls.Allowed`` writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

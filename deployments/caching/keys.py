@@ -12,17 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TypeAlias
 
-from models.contracts import ChatMessage, GenerateRequest, Prompt, Sampling
+from models.contracts import Conversation, GenerateRequest, Prompt, Sampling
 
-FORMAT = 2
+FORMAT = 3
 """Of keys and of entries: another number begins with an empty cache."""
 DIGITS = 9
 # All fields: one that is new in the contract must not be forgotten here.
 _SAMPLING = {field.name: getattr(Sampling(), field.name) for field in fields(Sampling)}
-_MESSAGE = tuple(field.name for field in fields(ChatMessage))
 # Not orjson: a prompt may hold half a surrogate pair, which that refuses.
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -101,14 +100,7 @@ def _prompt(prompt: Prompt) -> Mapping[str, object]:
     """The three kinds apart: a text is no conversation of one message."""
     if isinstance(prompt, str):
         return {"text": prompt}
-    if prompt and isinstance(prompt[0], ChatMessage):
-        messages = [message for message in prompt if isinstance(message, ChatMessage)]
-        return {
-            "messages": [
-                {name: getattr(message, name) for name in _MESSAGE} for message in messages
-            ]
-        }
-    return {"tokens": prompt}
+    return asdict(prompt) if isinstance(prompt, Conversation) else {"tokens": prompt}
 
 
 def digest(facts: Mapping[str, object]) -> str:

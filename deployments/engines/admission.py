@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deployments.engines.sequence import Call, Sequence
-from models.contracts import ChatMessage, GenerateRequest, Prompt, Sampling
+from models.contracts import Conversation, GenerateRequest, Prompt, Sampling
 from models.errors import InvalidInput, Underestimated
 
 MAX_LOGPROBS = 20
@@ -73,7 +73,7 @@ def admit(
 
 def prompt_field(prompt: Prompt) -> str:
     """What a client calls it: a conversation is sent as messages."""
-    return "messages" if prompt and isinstance(prompt[0], ChatMessage) else "prompt"
+    return "messages" if isinstance(prompt, Conversation) else "prompt"
 
 
 def _room(prompt: tuple[int, ...], limits: Limits, field: str) -> int:

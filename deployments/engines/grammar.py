@@ -14,12 +14,13 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from deployments.engines.tools import lark
 from models.contracts import Grammar, GrammarKind
 from models.errors import InvalidInput
 
@@ -40,6 +41,7 @@ FIELDS = {
     GrammarKind.JSON_SCHEMA: "response_format",
     GrammarKind.REGEX: "structured_outputs",
     GrammarKind.LARK: "structured_outputs",
+    GrammarKind.TOOL_CALLS: "tools",
 }
 """What a client calls what it has sent."""
 
@@ -122,7 +124,7 @@ class Grammars:
     def _compile(self, grammar: Grammar, tokenizer: LLTokenizer) -> Constraint:
         field = FIELDS[grammar.kind]
         try:
-            text = _AS_TEXT[grammar.kind](grammar.text)
+            text = _AS_TEXT[grammar.kind](grammar)
         except ValueError as error:
             raise InvalidInput(f"{field} is no {grammar.kind}: {error}", param=field) from None
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
@@ -142,8 +144,13 @@ def _problem(matcher: LLMatcher) -> str:
     return (named or lines)[0]
 
 
-_AS_TEXT: dict[GrammarKind, Callable[[str], Any]] = {
-    GrammarKind.JSON_SCHEMA: lambda text: LLMatcher.grammar_from_json_schema(text, overrides=JSON),
-    GrammarKind.REGEX: LLMatcher.grammar_from_regex,
-    GrammarKind.LARK: LLMatcher.grammar_from_lark,
+_AS_TEXT: dict[GrammarKind, Callable[[Grammar], Any]] = {
+    GrammarKind.JSON_SCHEMA: lambda grammar: LLMatcher.grammar_from_json_schema(
+        grammar.text, overrides=JSON
+    ),
+    GrammarKind.REGEX: lambda grammar: LLMatcher.grammar_from_regex(grammar.text),
+    GrammarKind.LARK: lambda grammar: LLMatcher.grammar_from_lark(grammar.text),
+    GrammarKind.TOOL_CALLS: lambda grammar: LLMatcher.grammar_from_lark(
+        lark(grammar, cast("dict[str, object]", JSON))
+    ),
 }

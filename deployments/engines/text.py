@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 from transformers import AutoTokenizer
 
-from models.contracts import ChatMessage, Prompt
+from deployments.engines.tools import for_template
+from models.contracts import Conversation, Prompt
 from models.errors import ConfigError, InvalidInput
 
 REPLACEMENT = "\ufffd"
@@ -54,10 +55,11 @@ class TextCodec:
             InvalidInput: the chat template refuses the conversation, or there is none; or
                 the text is not valid Unicode.
         """
-        if isinstance(prompt, str):
-            size = len(prompt)
+        if isinstance(prompt, Conversation):
+            size = sum(len(message.content) for message in prompt.messages)
+            size += sum(len(tool.parameters) for tool in prompt.tools)
         else:
-            size = sum(0 if isinstance(part, int) else len(part.content) for part in prompt)
+            size = len(prompt) if isinstance(prompt, str) else 0
         if size > LONG_PROMPT:
             return await asyncio.to_thread(self._encode, prompt)
         return self._encode(prompt)
@@ -65,19 +67,18 @@ class TextCodec:
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
             return self._tokens(prompt, "prompt", add_special_tokens=True)
-        if not prompt or isinstance(prompt[0], int):
-            return tuple(token for token in prompt if isinstance(token, int))
-        if not self._tokenizer.chat_template:
+        if not isinstance(prompt, Conversation):
+            return prompt
+        template = self._tokenizer.chat_template
+        if not template:
             raise InvalidInput(
                 "This model has no chat template; send a plain prompt to /v1/completions.",
                 param="messages",
             )
-        messages = [
-            {"role": m.role, "content": m.content} for m in prompt if isinstance(m, ChatMessage)
-        ]
+        messages, tools = for_template(prompt, template)
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
+                messages, tools=tools, add_generation_prompt=True, tokenize=False
             )
         except jinja2.TemplateError as error:
             raise InvalidInput(

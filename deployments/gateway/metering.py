@@ -14,12 +14,16 @@ import math
 from collections.abc import Sequence
 
 from deployments.tenants.meter import Work
-from models.contracts import NO_USAGE, ChatMessage, Prompt, Usage
+from models.contracts import NO_USAGE, Conversation, Prompt, Usage
 
 TEMPLATE_TOKENS = 64
 """That a template may add by itself: a beginning, a system message of its own."""
 MESSAGE_TOKENS = 16
 """That it may add to a message: role and separators."""
+TOOLS_TOKENS = 256
+"""That it may add where there are tools: what calling one looks like."""
+CALL_TOKENS = 64
+"""That it may add to a tool or a call."""
 
 
 def bound(prompts: Sequence[Prompt], *, n: int, max_tokens: int, context: int | None) -> Work:
@@ -44,13 +48,24 @@ def prompt_tokens(prompt: Prompt, *, context: int | None) -> int:
 def prompt_bound(prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(prompt.encode("utf-8", "replace")) + 2
-    if prompt and isinstance(prompt[0], ChatMessage):
-        return TEMPLATE_TOKENS + sum(
-            MESSAGE_TOKENS + len((each.role + each.content).encode("utf-8", "replace"))
-            for each in prompt
-            if isinstance(each, ChatMessage)
-        )
-    return len(prompt)
+    if not isinstance(prompt, Conversation):
+        return len(prompt)
+    found = TEMPLATE_TOKENS + sum(
+        MESSAGE_TOKENS + _bytes(each.role, each.content) for each in prompt.messages
+    )
+    calls = [call for each in prompt.messages for call in each.tool_calls]
+    found += sum(CALL_TOKENS + _bytes(call.name, call.arguments) for call in calls)
+    if prompt.tools:
+        found += TOOLS_TOKENS
+    found += sum(
+        CALL_TOKENS + _bytes(tool.name, tool.description or "", tool.parameters)
+        for tool in prompt.tools
+    )
+    return found
+
+
+def _bytes(*texts: str) -> int:
+    return len("".join(texts).encode("utf-8", "replace"))
 
 
 def used(

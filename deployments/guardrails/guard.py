@@ -16,7 +16,7 @@ from deployments.guardrails.rules import Rule
 from deployments.guardrails.safety.check import Safety
 from deployments.guardrails.safety.head import Head
 from deployments.guardrails.screen import Masker, Screen
-from models.contracts import ChatMessage, Delta, Json, Prompt, Sampling
+from models.contracts import Conversation, Delta, Json, Prompt, Sampling
 from models.errors import ConfigError, InvalidInput
 
 if TYPE_CHECKING:  # the gateway's services make the guardrails
@@ -70,8 +70,7 @@ class Guard:
         if isinstance(prompt, str):
             [text] = await _through(checks, [prompt], inquiry)
             return text
-        messages = [message for message in prompt if isinstance(message, ChatMessage)]
-        if len(messages) < len(prompt):
+        if not isinstance(prompt, Conversation):
             unread = InvalidInput(
                 "The guardrails cannot read token ids; send the prompt as text.",
                 param="prompt",
@@ -79,13 +78,9 @@ class Guard:
             )
             inquiry.tell_refused(unread)
             raise unread
-        said = [message.content for message in messages]
+        said = list(_said(prompt))
         texts = await _through(checks, said, inquiry)
-        if texts == said:
-            return prompt
-        return tuple(
-            [replace(message, content=text) for message, text in zip(messages, texts, strict=True)]
-        )
+        return prompt if texts == said else _with_said(prompt, iter(texts))
 
     async def each(
         self, texts: Sequence[str], *, param: str, inquiry: Inquiry | None = None
@@ -235,6 +230,39 @@ async def _through(
         inquiry.tell_refused(error)
         raise
     return texts
+
+
+def _said(conversation: Conversation) -> Iterator[str]:
+    """All that a client has put into it, but for names."""
+    for message in conversation.messages:
+        yield message.content
+        for call in message.tool_calls:
+            yield call.arguments
+    for tool in conversation.tools:
+        if tool.description is not None:
+            yield tool.description
+        yield tool.parameters
+
+
+def _with_said(conversation: Conversation, texts: Iterator[str]) -> Conversation:
+    """``conversation`` with its texts exchanged, in the order of ``_said``."""
+    messages = [
+        replace(
+            message,
+            content=next(texts),
+            tool_calls=tuple([replace(c, arguments=next(texts)) for c in message.tool_calls]),
+        )
+        for message in conversation.messages
+    ]
+    tools = [
+        replace(
+            tool,
+            description=None if tool.description is None else next(texts),
+            parameters=next(texts),
+        )
+        for tool in conversation.tools
+    ]
+    return Conversation(tuple(messages), tuple(tools))
 
 
 def _texts(value: Json) -> Iterator[str]:

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.caching.keys import deterministic, embedding_key, generation_key, normal
-from models.contracts import ChatMessage, GenerateRequest, Grammar, GrammarKind, Priority, Sampling
+from models.contracts import (
+    ChatMessage,
+    Conversation,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Priority,
+    Sampling,
+)
 
 SAMPLING = Sampling(temperature=0.7, seed=1, stop=("a",), logit_bias={5: 1.0, 7: -2.0})
 REQUEST = GenerateRequest(id="r", model="m", prompt="hello", tenant="acme", sampling=SAMPLING)
@@ -71,7 +79,7 @@ def test_every_field_of_sampling_counts(name: str) -> None:
         {"prompt": " hello"},
         {"prompt": "Hello"},
         {"prompt": (1, 2)},
-        {"prompt": (ChatMessage(role="user", content="hello"),)},
+        {"prompt": Conversation((ChatMessage(role="user", content="hello"),))},
         {"prompt": ()},
     ],
     ids=repr,
@@ -113,7 +121,7 @@ def test_the_form_of_a_number_does_not() -> None:
 
 def test_conversations_are_told_apart() -> None:
     def said(*messages: tuple[str, str]) -> str:
-        return key(prompt=tuple(ChatMessage(role=r, content=c) for r, c in messages))
+        return key(prompt=Conversation(tuple(ChatMessage(role=r, content=c) for r, c in messages)))
 
     talks = [
         said(("user", "a")),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from deployments.engines.admission import RANGES, Limits, admit, prompt_field
-from models.contracts import ChatMessage, GenerateRequest, Sampling
+from models.contracts import ChatMessage, Conversation, GenerateRequest, Sampling
 from models.errors import InvalidInput
 
 LIMITS = Limits(context=32, vocabulary=100, max_choices=4)
@@ -77,7 +77,7 @@ def test_logprobs_are_bounded_by_a_small_vocabulary() -> None:
 @pytest.mark.parametrize("prompt", [(), (100,), (1, -1), tuple([1] * 32), tuple([1] * 500)])
 def test_a_refused_prompt(prompt: tuple[int, ...]) -> None:
     assert refusal(REQUEST, prompt).param == "prompt"
-    conversation = (ChatMessage(role="user", content="hi"),)
+    conversation = Conversation((ChatMessage(role="user", content="hi"),))
     assert refusal(replace(REQUEST, prompt=conversation), prompt).param == "messages"
 
 
@@ -90,7 +90,7 @@ def test_a_prompt_too_long_says_how_long_it_may_be() -> None:
 
 def test_the_prompt_is_named_as_the_client_sent_it() -> None:
     assert prompt_field("text") == prompt_field((1, 2)) == prompt_field(()) == "prompt"
-    assert prompt_field((ChatMessage(role="user", content=""),)) == "messages"
+    assert prompt_field(Conversation((ChatMessage(role="user", content=""),))) == "messages"
 
 
 def test_an_admitted_call_has_its_sequences() -> None:

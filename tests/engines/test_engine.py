@@ -17,7 +17,15 @@ from deployments.observability.events import (
     Event,
     RequestStarted,
 )
-from models.contracts import ChatMessage, Delta, FinishReason, GenerateRequest, Priority, Sampling
+from models.contracts import (
+    ChatMessage,
+    Conversation,
+    Delta,
+    FinishReason,
+    GenerateRequest,
+    Priority,
+    Sampling,
+)
 from models.errors import (
     InvalidInput,
 )
@@ -56,7 +64,7 @@ async def test_a_conversation_is_rendered_by_the_chat_template(
     llama: Path, start: Start, reference: Reference
 ) -> None:
     engine = start(llama)
-    conversation = (ChatMessage(role="user", content="Grüße"),)
+    conversation = Conversation((ChatMessage(role="user", content="Grüße"),))
     prompt = await engine._codec.encode("<user>Grüße</user><assistant>")
     asked = await answer(engine, request(conversation, greedy(20)))
     assert tokens(asked) == reference.answer(request(prompt, greedy(20))).tokens
@@ -77,7 +85,7 @@ async def test_the_context_is_filled_to_its_last_token(
 
 async def test_it_tells_how_it_reads(llama: Path, start: Start) -> None:
     engine = start(llama)
-    conversation = (ChatMessage(role="user", content="Grüße"),)
+    conversation = Conversation((ChatMessage(role="user", content="Grüße"),))
     read = await engine.tokenize(conversation)
     deltas = await answer(engine, request(conversation, greedy(1)))
     assert deltas[-1].usage is not None
@@ -242,8 +250,8 @@ async def test_events_tell_of_a_request_from_queue_to_end(llama: Path, start: St
     [
         (request(tuple([1] * CONTEXT)), "prompt"),
         (request("x" * CONTEXT), "prompt"),
-        (request((ChatMessage(role="user", content="x" * CONTEXT),)), "messages"),
-        (request((ChatMessage(role="wizard", content="x"),)), "messages"),
+        (request(Conversation((ChatMessage(role="user", content="x" * CONTEXT),))), "messages"),
+        (request(Conversation((ChatMessage(role="wizard", content="x"),))), "messages"),
         (request(""), "prompt"),
         (request("\ud800"), "prompt"),
         (request((300,)), "prompt"),
@@ -288,7 +296,8 @@ async def test_smollm2_in_a_mixed_batch_is_what_its_own_forward_gives(start: Sta
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     crowd = [
         request(
-            (ChatMessage(role="user", content=question),), Sampling(temperature=0.0, max_tokens=m)
+            Conversation((ChatMessage(role="user", content=question),)),
+            Sampling(temperature=0.0, max_tokens=m),
         )
         for question, m in zip(QUESTIONS, (40, 64, 48, 24, 56, 16, 40, 64), strict=True)
     ]

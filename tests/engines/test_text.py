@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from deployments.engines.text import LONGEST_WINDOW, REPLACEMENT, TextCodec, TextStream
-from models.contracts import ChatMessage
+from models.contracts import ChatMessage, Conversation
 from models.errors import ConfigError, InvalidInput
 from models.sources import fetch
 from tests import tiny_models
@@ -240,19 +240,22 @@ def test_tokens_are_taken_as_they_are(codec: TextCodec) -> None:
 
 
 def test_a_conversation_goes_through_the_chat_template(codec: TextCodec) -> None:
-    tokens = ask(codec, (ChatMessage(role="user", content="hi"),))
+    tokens = ask(codec, Conversation((ChatMessage(role="user", content="hi"),)))
     assert codec.decode(list(tokens)) == "<user>hi</user><assistant>"
 
 
 def test_a_conversation_that_the_template_refuses(codec: TextCodec) -> None:
     with pytest.raises(InvalidInput, match="unknown role wizard") as caught:
-        ask(codec, (ChatMessage(role="wizard", content="hi"),))
+        ask(codec, Conversation((ChatMessage(role="wizard", content="hi"),)))
     assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize(
     ("prompt", "field"),
-    [("a\ud800b", "prompt"), ((ChatMessage(role="user", content="\udfff"),), "messages")],
+    [
+        ("a\ud800b", "prompt"),
+        (Conversation((ChatMessage(role="user", content="\udfff"),)), "messages"),
+    ],
 )
 def test_text_that_is_no_unicode(codec: TextCodec, prompt: object, field: str) -> None:
     with pytest.raises(InvalidInput, match="Unicode") as caught:
@@ -265,7 +268,7 @@ def test_a_model_without_chat_template(tmp_path: Path) -> None:
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InvalidInput, match="no chat template") as caught:
-        ask(TextCodec(tmp_path), (ChatMessage(role="user", content="hi"),))
+        ask(TextCodec(tmp_path), Conversation((ChatMessage(role="user", content="hi"),)))
     assert caught.value.param == "messages"
 
 

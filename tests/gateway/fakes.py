@@ -21,7 +21,7 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
 from models.contracts import (
-    ChatMessage,
+    Conversation,
     Delta,
     FinishReason,
     GenerateRequest,
@@ -98,8 +98,9 @@ class FakeGenerator:
     async def tokenize(self, prompt: Prompt) -> Sequence[int]:
         if self.error is not None:
             raise self.error
-        said = prompt if isinstance(prompt, str) else "".join(_shown(part) for part in prompt)
-        return tuple(map(ord, said))
+        if isinstance(prompt, Conversation):
+            prompt = "".join(f"<{each.role}>{each.content}" for each in prompt.messages)
+        return tuple(map(ord, prompt)) if isinstance(prompt, str) else prompt
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         if self.error is not None:
@@ -117,10 +118,6 @@ class FakeGenerator:
             completion_tokens=len(self.pieces) * request.n,
             cached_tokens=1,
         )
-
-
-def _shown(part: int | ChatMessage) -> str:
-    return f"<{part.role}>{part.content}" if isinstance(part, ChatMessage) else chr(part)
 
 
 def _logprobs(request: GenerateRequest, piece: str) -> tuple[TokenLogprob, ...] | None:

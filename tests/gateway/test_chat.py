@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.contracts import ChatMessage, Grammar, GrammarKind, Priority, Sampling
+from models.contracts import ChatMessage, Conversation, Grammar, GrammarKind, Priority, Sampling
 from tests.gateway.contract import chunks, data_lines
 from tests.gateway.fakes import World
 
@@ -78,10 +78,12 @@ async def test_every_field_reaches_the_generator(client: httpx.AsyncClient, worl
         ),
     )
     [request] = world.generator.requests
-    assert request.prompt == (
-        ChatMessage(role="system", content="Be brief."),
-        ChatMessage(role="user", content="a\nb"),
-        ChatMessage(role="assistant", content="c"),
+    assert request.prompt == Conversation(
+        (
+            ChatMessage(role="system", content="Be brief."),
+            ChatMessage(role="user", content="a\nb"),
+            ChatMessage(role="assistant", content="c"),
+        )
     )
     assert request.sampling == Sampling(
         max_tokens=12,
@@ -236,10 +238,15 @@ async def test_a_delta_without_news_is_not_sent(client: httpx.AsyncClient, world
         ({"priority": 1}, "priority", "'vip', 'standard' or 'low'"),
         ({"priority": "high"}, "priority", "'vip', 'standard' or 'low' (given: 'high')"),
         ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "'assistant'"),
+        ({"messages": [{"role": "wizard", "content": ""}]}, "messages[0].role", "'assistant'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
         (
             {"messages": [{"role": "user", "content": None}]},
+            "messages[0].content",
+            "is required",
+        ),
+        (
+            {"messages": [{"role": "user", "content": 1}]},
             "messages[0].content",
             "a string or a list of text parts",
         ),
@@ -253,8 +260,7 @@ async def test_a_delta_without_news_is_not_sent(client: httpx.AsyncClient, world
             "messages[0].nmae",
             "did you mean 'name'?",
         ),
-        ({"tools": []}, "tools", "is not supported: tool calls come later"),
-        ({"functions": [{}]}, "functions", "is not supported"),
+        ({"functions": [{}]}, "functions", "is not supported: use `tools`"),
         ({"audio": {}}, "audio", "is not supported"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format", "'json_schema'"),

@@ -24,7 +24,7 @@ from deployments.gateway.metering import prompt_bound
 from deployments.gateway.services import ServedModel
 from deployments.tenants.meter import Meter, Work
 from deployments.tenants.plans import LimitName
-from models.contracts import ChatMessage
+from models.contracts import ChatMessage, Conversation
 from state.cache import Bounds, Lenient
 from state.cache.memory import MemoryCache
 from state.counters import Strategy
@@ -38,6 +38,7 @@ from tests.gateway.test_quotas import Acme
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 DAY = 100_000
+HELLO = Conversation((ChatMessage(role="user", content="Hello"),))
 KEY = {"authorization": "Bearer fr_1", "content-type": "application/json"}
 WORDY = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }} {{ m.content }}"
@@ -237,7 +238,7 @@ async def test_a_template_that_adds_more_than_was_reserved(
     assert answer.status_code == 200, answer.text
     [event] = it.world.recorder.finished
     assert event.usage is not None
-    assert event.usage.prompt_tokens > prompt_bound((ChatMessage(role="user", content="Hello"),))
+    assert event.usage.prompt_tokens > prompt_bound(HELLO)
     levels = await it.levels()
     assert levels == {
         "requests_per_day": 9,
@@ -250,7 +251,7 @@ async def test_what_cannot_be_reserved_besides_is_not_begun(
     engines: list[Engine], wordy: Path
 ) -> None:
     message = {"role": "user", "content": "Hello"}
-    reserved = prompt_bound((ChatMessage(role="user", content="Hello"),)) + 4
+    reserved = prompt_bound(HELLO) + 4
     it = Metered(start(engines, wordy), tokens_per_day=reserved + 10)
     body = {"model": "tiny", "messages": [message], "max_tokens": 4}
     async with it.client() as client:

@@ -15,7 +15,7 @@ from deployments.gateway.app import create_app
 from deployments.gateway.exchange import Exchange
 from deployments.gateway.generation import Generation, collect
 from deployments.tenants.principal import GRANTS, Principal, Role
-from models.contracts import ChatMessage, Priority, Sampling
+from models.contracts import ChatMessage, Conversation, Priority, Sampling
 from models.errors import InvalidInput
 from tests.gateway.asgi import BASE
 from tests.gateway.contract import chunks, data_lines, events
@@ -53,9 +53,9 @@ def seen(world: World) -> list[Any]:
     """What the workers were asked."""
     return [
         *(
-            request.prompt if isinstance(request.prompt, str) else request.prompt[0].content
-            for request in world.generator.requests
-            if not isinstance(request.prompt[0], int)
+            prompt.messages[0].content if isinstance(prompt, Conversation) else prompt
+            for prompt in (request.prompt for request in world.generator.requests)
+            if not isinstance(prompt, tuple)
         ),
         *(text for text, *_ in world.embedder.calls),
         *(inputs[0]["text"] for inputs, *_ in world.predictor.calls),  # type: ignore[call-overload, index]
@@ -279,7 +279,7 @@ async def ask(world: World, plan: str | None, sampling: Sampling) -> None:
         world.services(),
         on_plan(world, plan),
         model="smollm2",
-        prompts=[(ChatMessage(role="user", content="a@b.co"),)],
+        prompts=[Conversation((ChatMessage(role="user", content="a@b.co"),))],
         sampling=sampling,
         stream=False,
         priority=Priority.STANDARD,

@@ -6,7 +6,7 @@ import httpx
 import orjson
 import pytest
 
-from models.contracts import ChatMessage, Priority, Sampling
+from models.contracts import ChatMessage, Conversation, Priority, Sampling
 from models.errors import UpstreamError
 from tests.gateway.contract import events
 from tests.gateway.fakes import NOW, World
@@ -52,7 +52,7 @@ async def test_a_prompt_is_a_user_s_message_unless_raw(
     await client.post(PATH, json=asking())
     await client.post(PATH, json=asking(params={"raw": True, "seed": 3}, priority="low"))
     chat, raw = world.generator.requests
-    assert chat.prompt == (ChatMessage(role="user", content="hi"),)
+    assert chat.prompt == Conversation((ChatMessage(role="user", content="hi"),))
     assert raw.prompt == "hi"
     assert raw.sampling == Sampling(seed=3)
     assert (chat.priority, raw.priority) == (Priority.STANDARD, Priority.LOW)

@@ -15,6 +15,8 @@ from tests.gateway.contract import Contract
 from tests.gateway.fakes import World
 from tests.gateway.test_chat import asking
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
 
 @pytest.fixture
 async def document(client: httpx.AsyncClient) -> dict[str, Any]:
@@ -81,6 +83,12 @@ async def test_errors_are_documented_with_their_shape(document: dict[str, Any]) 
         asking(zzz=1),
         asking(stop=7),
         asking(tools=[]),
+        asking(tools=[TOOL]),
+        asking(tools=[{"type": "function", "function": {"name": "a b"}}]),
+        asking(tools=[TOOL], tool_choice="required"),
+        asking(tools=[TOOL], tool_choice="maybe"),
+        asking(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "f"}}),
+        asking(tools=[TOOL], tool_choice={"type": "function"}),
         asking(response_format={"type": "json_object"}),
         asking(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}),
         asking(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),

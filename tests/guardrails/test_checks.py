@@ -15,7 +15,7 @@ from deployments.guardrails.pii import RULES
 from deployments.guardrails.safety.check import Safety
 from deployments.guardrails.screen import Screen
 from deployments.observability.events import Event, GuardrailActed
-from models.contracts import ChatMessage, Delta, FinishReason
+from models.contracts import ChatMessage, Conversation, Delta, FinishReason
 from models.errors import InvalidInput
 from tests.guardrails.encoders import HEAD, AlarmedEmbedder
 
@@ -94,11 +94,11 @@ async def test_masks_are_counted(padding: str) -> None:
     events: list[Event] = []
     guard = Guard(checks=(screening(Action.MASK),), screen=screening(Action.MASK).screen)
     inquiry = Inquiry(emit=events.append)
-    talk = [
+    talk = (
         ChatMessage(role="user", content=f"a@b.co {padding} c@d.co"),
         ChatMessage(role="user", content="x"),
-    ]
-    await guard.prompt(tuple(talk), inquiry)
+    )
+    await guard.prompt(Conversation(talk), inquiry)
     [output] = guard.output(1, inquiry)
     for delta in (
         Delta(text="a@b"),

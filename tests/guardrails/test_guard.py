@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import yaml
 from deployments.config import GatewayConfig, GuardrailsConfig, PlanConfig, parse
 from deployments.guardrails.checks import OFF_LOOP
 from deployments.guardrails.guard import OPEN, Guard, Guardrails
-from models.contracts import ChatMessage, Delta, FinishReason, Sampling, TokenLogprob
+from models.contracts import (
+    ChatMessage,
+    Conversation,
+    Delta,
+    FinishReason,
+    Sampling,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+)
 from models.errors import ConfigError, InvalidInput
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +43,7 @@ def test_nothing_is_checked_unless_somebody_says_so() -> None:
 
 
 async def test_an_open_guard_lets_everything_through() -> None:
-    for prompt in ("a@b.co", (1, 2), (ChatMessage(role="user", content="x"),)):
+    for prompt in ("a@b.co", (1, 2), Conversation((ChatMessage(role="user", content="x"),))):
         assert await OPEN.prompt(prompt) == prompt
     assert await OPEN.value({"a": ["a@b.co", 1]}, param="x") == {"a": ["a@b.co", 1]}
     assert await OPEN.each(["a@b.co"], param="input") == ["a@b.co"]
@@ -72,22 +82,35 @@ def test_caps_are_no_counted_limits() -> None:
 
 
 async def test_the_length_is_of_all_messages() -> None:
-    talk = tuple(ChatMessage(role="user", content="x" * 6) for _ in range(2))
+    talk = Conversation(tuple(ChatMessage(role="user", content="x" * 6) for _ in range(2)))
     with pytest.raises(InvalidInput, match="has 12 characters") as refused:
         await guard(max_prompt_chars=11).prompt(talk)
     assert refused.value.details["guardrail"] == "prompt_length"
 
 
 async def test_messages_keep_their_roles() -> None:
-    talk = (
-        ChatMessage(role="system", content="Serve a@b.co."),
-        ChatMessage(role="user", content="hi"),
-    )
+    hi = ChatMessage(role="user", content="hi")
+    talk = Conversation((ChatMessage(role="system", content="Serve a@b.co."), hi))
     checked = await guard(pii={"email": {"input": "mask"}}).prompt(talk)
-    assert checked == (
-        ChatMessage(role="system", content="Serve [EMAIL]."),
-        ChatMessage(role="user", content="hi"),
-    )
+    assert checked == Conversation((ChatMessage(role="system", content="Serve [EMAIL]."), hi))
+
+
+async def test_tools_and_calls_are_looked_at_too() -> None:
+    def talk(address: str) -> Conversation:
+        call = ToolCall(id="1", name="find", arguments=f'{{"who": "{address}"}}')
+        tool = Tool(
+            name="find", description=f"Of {address}.", parameters=f'{{"const": "{address}"}}'
+        )
+        return Conversation(
+            (
+                ChatMessage(role="assistant", content=address, tool_calls=(call, call)),
+                ChatMessage(role="tool", content=f"It is {address}.", tool_call_id="1"),
+            ),
+            (tool, replace(tool, description=None)),
+        )
+
+    checked = await guard(pii={"email": {"input": "mask"}}).prompt(talk("a@b.co"))
+    assert checked == talk("[EMAIL]")
 
 
 @pytest.mark.parametrize("padding", [0, OFF_LOOP])

@@ -14,7 +14,7 @@ from faker import Faker
 from deployments.config import GatewayConfig, GuardrailsConfig, PiiActions
 from deployments.guardrails.guard import Guard, Guardrails
 from deployments.guardrails.kinds import Action, PiiKind
-from models.contracts import ChatMessage, Delta, FinishReason
+from models.contracts import ChatMessage, Conversation, Delta, FinishReason
 from tests.guardrails.test_pii import FRAMES, LOCALES, personal, without
 
 OF_EACH_LOCALE = 40
@@ -28,8 +28,9 @@ def guard(*kinds: PiiKind) -> Guard:
 
 
 async def entering(guard: Guard, text: str) -> str:
-    [message] = await guard.prompt((ChatMessage(role="user", content=text),))
-    assert isinstance(message, ChatMessage)
+    conversation = await guard.prompt(Conversation((ChatMessage(role="user", content=text),)))
+    assert isinstance(conversation, Conversation)
+    [message] = conversation.messages
     return message.content
 
 

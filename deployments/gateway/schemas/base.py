@@ -45,13 +45,12 @@ def shape(name: str) -> Tag:
 def by_shape(expected: str) -> Discriminator:
     """Choose a branch by the JSON type, so that an error speaks of that branch alone.
 
-    Branches: ``text``, ``list``.
+    Branches: ``text``, ``list``, ``object``, as far as the union has them.
     """
+    names: dict[type, str] = {str: "<text>", list: "<list>", dict: "<object>"}
 
     def choose(value: object) -> str | None:
-        if isinstance(value, str):
-            return "<text>"
-        return "<list>" if isinstance(value, list) else None
+        return names.get(type(value))
 
     return Discriminator(
         choose, custom_error_type="shape", custom_error_message=f"Input should be {expected}"

@@ -9,7 +9,7 @@ from pydantic import Field, RootModel
 from deployments.gateway.schemas.base import Answer, ModelName, PriorityName, Strict
 from deployments.gateway.schemas.envelope import Failure
 from deployments.gateway.schemas.sampling import SamplingFields
-from models.contracts import ChatMessage, Priority, Prompt
+from models.contracts import ChatMessage, Conversation, Priority, Prompt
 
 
 class InferParams(SamplingFields):
@@ -32,7 +32,7 @@ class InferRequest(Strict):
     def as_prompt(self) -> Prompt:
         if self.params.raw:
             return self.prompt
-        return (ChatMessage(role="user", content=self.prompt),)
+        return Conversation((ChatMessage(role="user", content=self.prompt),))
 
 
 CallId: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]

@@ -67,7 +67,6 @@ class HarmlessFields(Strict):
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = Field(default=None, max_length=512)
     prompt_cache_key: str | None = Field(default=None, max_length=512)
-    parallel_tool_calls: bool | None = None
 
 
 class CachedTokens(Answer):

@@ -137,11 +137,12 @@ class SamplingFields(Strict):
             given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stop_token_ids:
             given["stop_token_ids"] = tuple(self.stop_token_ids)
-        if (grammar := self._grammar()) is not None:
+        if (grammar := self.grammar()) is not None:
             given["grammar"] = grammar
         return replace(defaults, **{**given, **overrides})
 
-    def _grammar(self) -> Grammar | None:
+    def grammar(self) -> Grammar | None:
+        """Raises :class:`InvalidInput` as :meth:`sampling`."""
         form, other = self.response_format, self.structured_outputs
         if form is None or isinstance(form, TextFormat):
             return None if other is None else other.as_grammar

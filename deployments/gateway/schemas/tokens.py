@@ -7,7 +7,7 @@ from pydantic import Field
 from deployments.gateway.schemas.base import Answer, ModelName, Strict, TokenId
 from deployments.gateway.schemas.chat import Message
 from deployments.gateway.schemas.completions import PromptText
-from models.contracts import Prompt
+from models.contracts import Conversation, Prompt
 from models.errors import InvalidInput
 
 
@@ -32,7 +32,7 @@ class TokenizeRequest(Strict):
         if self.prompt is not None:
             return self.prompt
         assert self.messages is not None
-        return tuple(message.as_contract() for message in self.messages)
+        return Conversation(tuple([message.as_contract() for message in self.messages]))
 
 
 class TokenizeAnswer(Answer):
