@@ -127,6 +127,8 @@ class Sampling:
     """The same seed gives the same tokens, whatever else runs in the batch."""
     logprobs: int | None = None
     """``None``: none; ``k``: the chosen token's, and the ``k`` likeliest beside it."""
+    prompt_logprobs: bool = False
+    """The same of the prompt's tokens, where ``logprobs`` are asked for."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -175,7 +177,8 @@ class TokenLogprob:
 
     token_id: int
     token: str
-    logprob: float
+    logprob: float | None
+    """``None``: of a prompt's first token, which nothing comes before."""
     top: tuple[TopLogprob, ...] = ()
 
 
@@ -240,6 +243,8 @@ class Delta:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt: tuple[TokenLogprob, ...] | None = None
+    """With the first delta of a choice, where ``prompt_logprobs`` are asked for."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None

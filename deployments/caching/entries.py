@@ -52,6 +52,7 @@ def whole(deltas: Sequence[Delta], n: int) -> list[Delta] | None:
                 text="".join([delta.text for delta in parts]),
                 token_ids=tuple(chain.from_iterable(delta.token_ids for delta in parts)),
                 logprobs=tuple(chain.from_iterable(logprobs)) if logprobs else None,
+                prompt=next((delta.prompt for delta in parts if delta.prompt is not None), None),
                 finish_reason=finished[index].finish_reason,
                 usage=usage if index == n - 1 else None,
             )
@@ -66,7 +67,13 @@ def pack_answer(answer: Sequence[Delta]) -> bytes:
     packed = {
         "usage": [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens],
         "choices": [
-            [delta.text, delta.token_ids, delta.finish_reason, _packed(delta.logprobs)]
+            [
+                delta.text,
+                delta.token_ids,
+                delta.finish_reason,
+                _packed(delta.logprobs),
+                _packed(delta.prompt),
+            ]
             for delta in answer
         ],
     }
@@ -87,10 +94,13 @@ def unpack_answer(value: bytes, n: int) -> list[Delta] | None:
                 text=str(text),
                 token_ids=tuple(token_ids),
                 logprobs=_unpacked(logprobs),
+                prompt=_unpacked(likely),
                 finish_reason=FinishReason(finish_reason),
                 usage=usage if index == n - 1 else None,
             )
-            for index, (text, token_ids, finish_reason, logprobs) in enumerate(packed["choices"])
+            for index, (text, token_ids, finish_reason, logprobs, likely) in enumerate(
+                packed["choices"]
+            )
         ]
     except (ValueError, TypeError, KeyError):
         return None

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+import torch
+
 from deployments.config import EngineConfig, QueueConfig
 from deployments.engines.accounts import Accounts, close
 from deployments.engines.adapters import AdapterInfo, AdapterStore, Lease, Resolve
@@ -40,7 +42,7 @@ from deployments.engines.pace import Pace
 from deployments.engines.prefixes import PrefixIndex
 from deployments.engines.queue import WaitingQueue
 from deployments.engines.runner import Runner
-from deployments.engines.sampler import Drawn, sample
+from deployments.engines.sampler import Drawn, logprobs_of, sample
 from deployments.engines.scheduler import Scheduler
 from deployments.engines.sequence import Call, Chunk, Save, Sequence, Step
 from deployments.engines.text import TextCodec
@@ -362,7 +364,9 @@ class Engine:
     def _run(self, step: Step) -> None:
         began = self._clock()
         try:
-            logits, chunks = self._runner.run(step)
+            logits, chunks, predicted = self._runner.run(step)
+            for chunk, rows in predicted:
+                self._read(chunk, rows)
             drawn = sample(logits, [self._outputs[c.sequence].sampler for c in chunks])
         except Exception as error:  # whatever it was, these requests must hear of it
             self._fail_step(step, error)
@@ -386,6 +390,13 @@ class Engine:
                 decode_tokens=decode_tokens,
             )
         )
+
+    def _read(self, chunk: Chunk, logits: torch.Tensor) -> None:
+        """Tell a sequence how likely its prompt was, as far as this chunk reads it in."""
+        sequence, first = chunk.sequence, chunk.start + 1
+        tokens = sequence.tokens[first : first + chunk.predicts]
+        likely = logprobs_of(logits, tokens, sequence.call.request.sampling.logprobs or 0)
+        self._outputs[sequence].read(first, tokens, likely)
 
     def _advance(self, chunk: Chunk, drawn: Drawn) -> None:
         """Take one drawn token into its sequence. Its failure is its own."""

@@ -77,8 +77,7 @@ def check_fit(runner: Runner) -> Groups:
 def probe(runner: Runner) -> torch.Tensor:
     """Logits ``[1, vocabulary]`` after a short prompt, through the engine's attention."""
     tokens = range(1, min(runner.vocab_size, TOKENS))
-    logits, _ = runner.run(Step(chunks=(_chunks(0, list(tokens), 0)[0],)))
-    return logits.clone()
+    return runner.run(Step(chunks=(_chunks(0, list(tokens), 0)[0],))).logits.clone()
 
 
 def _packed(runner: Runner, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,14 +90,14 @@ def _packed(runner: Runner, tokens: list[list[int]]) -> tuple[torch.Tensor, torc
         passes = list(zip_longest(lead, [None, *follow]))
     rows: tuple[list[torch.Tensor], ...] = ([], [])
     for chunks in passes:
-        logits, order = runner.run(Step(chunks=tuple(c for c in chunks if c)))
+        logits, order, _ = runner.run(Step(chunks=tuple(c for c in chunks if c)))
         for chunk, row in zip(order, logits, strict=True):
             rows[chunk.sequence.index].append(row)
     packed = torch.stack([torch.stack(sequence) for sequence in rows])
     if runner.cache.slots == 1:
         return packed, packed[0, -1]
     end = _chunk(follow[0].sequence, 1, runner.context - 1, [0])
-    logits, order = runner.run(Step(chunks=(lead[-1], end)))
+    logits, order, _ = runner.run(Step(chunks=(lead[-1], end)))
     return packed, logits[order.index(lead[-1])]
 
 

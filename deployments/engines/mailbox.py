@@ -87,6 +87,7 @@ def merge(first: Delta, second: Delta) -> Delta:
         text=first.text + second.text,
         token_ids=first.token_ids + second.token_ids,
         logprobs=logprobs,
+        prompt=first.prompt if second.prompt is None else second.prompt,
         finish_reason=second.finish_reason,
         usage=second.usage,
         timings=second.timings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from collections.abc import Set
 
 from deployments.engines.sampler import Drawn, SamplerState
@@ -20,7 +21,7 @@ class Output:
     """
 
     def __init__(self, sequence: Sequence, codec: TextCodec, eos: Set[int]) -> None:
-        call = sequence.call
+        self._call = call = sequence.call
         sampling = call.request.sampling
         constraint = None if call.constraint is None else call.constraint.copy()
         self.sampler = SamplerState.start(sampling, call.prompt, sequence.index, constraint)
@@ -32,6 +33,21 @@ class Output:
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt = call.prompt_logprobs if call.wants_prompt_logprobs else None
+        """To be told with the first of all deltas: the whole prompt has been read in by then."""
+        if sequence.tells_prompt:
+            call.prompt_logprobs.append(self._logprob(call.prompt[0], None, ()))
+
+    def read(self, start: int, tokens: Items[int], drawn: Items[Drawn]) -> None:
+        """Take in how likely prompt tokens were.
+
+        Args:
+            start: the position of the first, which is not the prompt's first.
+        """
+        read = self._call.prompt_logprobs
+        for position, (token, each) in enumerate(zip(tokens, drawn, strict=True), start):
+            if position == len(read):  # not what is computed anew
+                read.append(self._logprob(token, each.logprob, each.top))
 
     def add(self, token: int, drawn: Drawn) -> bool:
         """Take in what was drawn. True if the sequence ends with it.
@@ -63,6 +79,7 @@ class Output:
             text="".join(self._pieces),
             token_ids=tuple(self._tokens),
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            prompt=None if self._prompt is None else tuple(self._prompt),
             finish_reason=finish_reason,
             usage=usage,
             timings=timings,
@@ -70,10 +87,11 @@ class Output:
         self._tokens.clear()
         self._pieces.clear()
         self._logprobs.clear()
+        self._prompt = None
         return delta
 
     def _logprob(
-        self, token: int, logprob: float, top: tuple[tuple[int, float], ...]
+        self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]
     ) -> TokenLogprob:
         shown = self._codec.token
         return TokenLogprob(

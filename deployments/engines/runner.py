@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -30,6 +31,17 @@ from deployments.engines.sequence import Chunk, Save, Step
 from models.errors import ConfigError
 
 _log = logging.getLogger(__name__)
+
+
+class Ran(NamedTuple):
+    """What one forward pass gives."""
+
+    logits: torch.Tensor
+    """``[rows, vocab_size]``, a row for each of ``chunks``."""
+    chunks: tuple[Chunk, ...]
+    """Those with ``samples``."""
+    predicted: tuple[tuple[Chunk, torch.Tensor], ...]
+    """The logits ``[predicts, vocab_size]`` of prompts' tokens."""
 
 
 class Runner:
@@ -117,13 +129,8 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def run(self, step: Step) -> tuple[torch.Tensor, tuple[Chunk, ...]]:
-        """One forward pass.
-
-        Returns:
-            logits ``[rows, vocab_size]`` and, row by row, the chunks they belong to: those
-            with ``samples``.
-        """
+    def run(self, step: Step) -> Ran:
+        """One forward pass."""
         self.cache.move(step.moves)
         single: Sequence[Chunk] = sorted(
             (c for c in step.chunks if len(c.tokens) == 1), key=lambda c: c.slot
@@ -137,6 +144,7 @@ class Runner:
         positions: list[int] = []
         rows: list[int] = []
         last: list[int] = []
+        inner: list[int] = []
         for chunk in chunks:
             end = chunk.start + len(chunk.tokens)
             tokens += chunk.tokens
@@ -145,6 +153,9 @@ class Runner:
             rows += range(base + chunk.start, base + end)
             if chunk.samples:
                 last.append(len(tokens) - 1)
+            if chunk.predicts:
+                begin = len(tokens) - len(chunk.tokens)
+                inner += range(begin, begin + chunk.predicts)
         position_row = self._tensor(positions)
 
         spans: list[Span] = []
@@ -165,9 +176,13 @@ class Runner:
             past_key_values=self.cache,
             use_cache=True,
             # a step of nothing but unfinished prompts still needs one row to be well formed
-            logits_to_keep=self._tensor(last or [0]),
+            logits_to_keep=self._tensor([*last, *inner] or [0]),
         ).logits[0]
-        return logits[: len(last)], tuple(c for c in chunks if c.samples)
+        predicted = tuple([c for c in chunks if c.predicts])
+        sizes = [len(last), *(c.predicts for c in predicted)]
+        logits, *others = logits[: sum(sizes)].split(sizes)
+        samples = tuple([c for c in chunks if c.samples])
+        return Ran(logits, samples, tuple(zip(predicted, others, strict=True)))
 
     def _adapt(self, single: Sequence[Chunk], several: Sequence[Chunk]) -> Sequence[Chunk]:
         """Tell the mixer of the pass; ``single`` in the order that it wants."""

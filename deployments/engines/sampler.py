@@ -118,6 +118,17 @@ def sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
     ]
 
 
+def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Drawn]:
+    """Tokens that were not drawn but came, as if they had been.
+
+    Args:
+        logits: ``[rows, vocabulary]``.
+        tokens: one a row.
+        top: how many of the likeliest to tell beside it.
+    """
+    return [_Logprobs(row, top).of(token) for row, token in zip(logits, tokens, strict=True)]
+
+
 class _Logprobs:
     """The log-probabilities that a row's client asked for, taken before shaping."""
 

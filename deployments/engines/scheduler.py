@@ -237,9 +237,12 @@ class Scheduler:
 
     def _seat(self, sequence: Sequence, moves: list[Move]) -> None:
         call = sequence.call
-        donor, shared = self._donor(sequence)
-        # The last prompt token is always computed: its logits give the first new one.
-        blocks = self._prefixes.find(self._space(call), sequence.tokens[: len(call.prompt) - 1])
+        donor: int | None = None
+        shared, blocks = 0, tuple[int, ...]()
+        if not sequence.tells_prompt:
+            donor, shared = self._donor(sequence)
+            # The last prompt token is always computed: its logits give the first new one.
+            blocks = self._prefixes.find(self._space(call), sequence.tokens[: len(call.prompt) - 1])
         slot = self._slots.index(None)
         self._slots[slot] = sequence
         sequence.slot = slot
@@ -345,12 +348,14 @@ def _chunk(sequence: Sequence, length: int) -> Chunk:
     assert sequence.slot is not None
     start = sequence.computed
     end = start + length
+    last = sequence.prompt_length - 1
     return Chunk(
         sequence=sequence,
         slot=sequence.slot,
         start=start,
         tokens=tuple(sequence.tokens[start:end]),
         samples=end == len(sequence.tokens),
+        predicts=max(0, min(end, last) - start) if sequence.tells_prompt else 0,
     )
 
 

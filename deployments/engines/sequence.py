@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from deployments.engines.queue import Ticket
-from models.contracts import FinishReason, GenerateRequest, Usage
+from models.contracts import FinishReason, GenerateRequest, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from deployments.engines.adapters import Adapter
@@ -37,6 +37,8 @@ class Call:
     """Made room once, and computes anew what it had. It will not have to again."""
     first_token: float | None = None
     cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """As far as the prompt has been read in, where they are wanted."""
     account: Future[Usage] | None = None
     """Of a request that is to be billed: what was done for it, once it is over."""
 
@@ -48,6 +50,11 @@ class Call:
             completion_tokens=sum(sequence.generated for sequence in self.sequences),
             cached_tokens=self.cached_tokens,
         )
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        sampling = self.request.sampling
+        return sampling.prompt_logprobs and sampling.logprobs is not None
 
     @property
     def done(self) -> bool:
@@ -75,6 +82,11 @@ class Sequence:
     @property
     def prompt_length(self) -> int:
         return len(self.call.prompt)
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether it computes how likely its prompt was, for all choices of its call."""
+        return self.index == 0 and self.call.wants_prompt_logprobs
 
     @property
     def generated(self) -> int:
@@ -122,6 +134,9 @@ class Chunk:
     tokens: tuple[int, ...]
     samples: bool
     """Whether the last token's logits are wanted, to draw the next one."""
+    predicts: int = 0
+    """How many of the first tokens' logits are wanted, to tell how likely the prompt's next ones
+    were."""
 
     @property
     def decodes(self) -> bool:

@@ -11,7 +11,8 @@ its slot in the engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+import math
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
@@ -50,14 +51,34 @@ class Choice:
     """One continuation, as far as it has come."""
 
     text: str = ""
+    prompt: Sequence[TokenLogprob] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
+        if delta.prompt is not None:
+            self.prompt = delta.prompt
         if delta.logprobs:
             self.logprobs += delta.logprobs
         self.finish_reason = delta.finish_reason
+
+
+@dataclass(slots=True)
+class Likelihood:
+    """Of the tokens of one choice."""
+
+    sum: float = 0.0
+    count: int = 0
+
+    def add(self, logprobs: Iterable[TokenLogprob]) -> None:
+        for token in logprobs:
+            self.sum += token.logprob or 0.0
+            self.count += 1
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count if self.count else -math.inf
 
 
 class Generation:
@@ -66,6 +87,9 @@ class Generation:
     Input is checked on entering the ``async with``, output before anybody sees it.
 
     A check of the input may send all of it to another model than the one that was asked.
+
+    Args:
+        rank: tell how likely each choice is (``likelihood``), also where guardrails hide logprobs.
 
     Raises:
         NotFound, InvalidInput: there is no such model, or it does not generate; or the plan
@@ -81,6 +105,7 @@ class Generation:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         n: int = 1,
+        rank: bool = False,
         stream: bool,
         priority: Priority,
         tell_place: bool = False,
@@ -92,6 +117,10 @@ class Generation:
         self._guard = services.guardrails.of_plan(exchange.plan)
         self._inquiry = exchange.inquiry(services.emit)
         sampling = self._guard.sampling(sampling, served.sampling, self._inquiry)
+        self._likelihoods = [Likelihood() for _ in range(n * len(prompts))] if rank else None
+        self._tells_logprobs = sampling.logprobs is not None
+        if rank and sampling.logprobs is None:
+            sampling = replace(sampling, logprobs=0)
         self.choices = exchange.choices = n * len(prompts)
         exchange.calls = len(prompts)
         stands = standing(services, exchange)
@@ -255,6 +284,11 @@ class Generation:
             raise UpstreamError("The model stopped before its answer was complete; try again.")
         return None
 
+    def likelihood(self, choice: int) -> float:
+        """The mean logarithm of its tokens' probabilities, where choices are ranked."""
+        assert self._likelihoods is not None
+        return self._likelihoods[choice].mean
+
     def nudge(self) -> None:
         """End the wait of :meth:`ready`."""
         if self._news is not None and not self._news.done():
@@ -298,6 +332,10 @@ class Generation:
                     self._open.pop(number, None)
                 if first_choice:
                     delta = replace(delta, index=first_choice + delta.index)
+                if self._likelihoods is not None and delta.logprobs:
+                    self._likelihoods[delta.index].add(delta.logprobs)
+                    if not self._tells_logprobs:
+                        delta = replace(delta, logprobs=None)
                 self._tell(delta)
 
     async def _extended(self, request: GenerateRequest, error: Underestimated) -> GenerateRequest:

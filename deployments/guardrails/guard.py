@@ -132,7 +132,7 @@ class Output:
             return (Delta(index=delta.index, text=text) if text else None), refused
         if not text and not last:
             return None, None
-        return replace(delta, text=text, token_ids=(), logprobs=None), None
+        return replace(delta, text=text, token_ids=(), logprobs=None, prompt=None), None
 
 
 Embedders: TypeAlias = "Callable[[str], Embedder]"

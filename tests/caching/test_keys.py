@@ -56,6 +56,7 @@ OTHERS: dict[str, Any] = {
     "logit_bias": {5: 1.0},
     "seed": 2,
     "logprobs": 0,
+    "prompt_logprobs": True,
     "stop": ("b",),
     "stop_token_ids": (3,),
     "ignore_eos": True,

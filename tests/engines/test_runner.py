@@ -108,7 +108,7 @@ def test_any_pieces_in_any_mixture(
             if each in chosen:
                 end = data.draw(st.integers(each.computed + 1, len(each.tokens)))
                 chunks.append(chunk(each, slot[each], each.computed, end))
-        logits, order = runner.run(Step(moves=tuple(copies), chunks=tuple(chunks)))
+        logits, order, _ = runner.run(Step(moves=tuple(copies), chunks=tuple(chunks)))
         assert {id(c) for c in order} == {id(c) for c in chunks if c.samples}
         assert logits.shape == (len(order), VOCABULARY)
         for c, row in zip(order, logits, strict=True):
@@ -131,7 +131,7 @@ def test_float32_weights_are_packed_and_held_once(tiny: Callable[[str], Path]) -
 def test_every_precision_fits(tiny: Callable[[str], Path], dtype: str, slots: int) -> None:
     runner = Runner(tiny("llama"), EngineConfig(slots=slots, dtype=dtype))
     assert (runner.context, runner.vocab_size) == (CONTEXT, VOCABULARY)
-    logits, _ = runner.run(Step(chunks=(chunk(sequence([1, 2]), 0, 0, 2),)))
+    logits, *_ = runner.run(Step(chunks=(chunk(sequence([1, 2]), 0, 0, 2),)))
     assert logits.dtype == getattr(torch, dtype)
     runner.close()
 

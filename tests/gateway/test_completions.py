@@ -5,12 +5,14 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.config import GatewayConfig, GuardrailsConfig
 from deployments.gateway.app import create_app
 from models.contracts import Prompt, Sampling
 from models.errors import Overloaded
 from tests.gateway.asgi import BASE
 from tests.gateway.contract import chunks, data_lines
 from tests.gateway.fakes import World
+from tests.gateway.test_guardrails import a_client
 
 PATH = "/v1/completions"
 
@@ -120,8 +122,11 @@ async def test_logprobs_say_where_their_tokens_begin(
         ({"prompt": [[]]}, "prompt[0]", "at least 1 item"),
         ({"prompt": ["a"] * 129}, "prompt", "at most 128 items"),
         ({"prompt": ["a"] * 65, "n": 2}, "n", "more than the 128 choices"),
-        ({"echo": True}, "echo", "should be false"),
-        ({"best_of": 2}, "best_of", "less than or equal to 1"),
+        ({"echo": 1}, "echo", "valid boolean"),
+        ({"best_of": 129}, "best_of", "less than or equal to 128"),
+        ({"best_of": 2, "n": 3}, "best_of", "at least n, which is 3"),
+        ({"best_of": 2, "stream": True}, "best_of", "leave out either it or stream"),
+        ({"prompt": ["a"] * 65, "best_of": 2}, "best_of", "more than the 128 choices"),
         ({"suffix": "x"}, "suffix", "is not supported"),
         ({"logprobs": True}, "logprobs", "valid integer"),
         ({"mesages": []}, "mesages", "Unknown field"),
@@ -134,3 +139,88 @@ async def test_a_field_at_fault_is_named(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert words in error["message"]
+
+
+# --- echo and best_of -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("Once", ["Once"]),
+        (["a", "b"], ["a", "b"]),
+        ([79, 107], ["Ok"]),
+        ([[79], [107, 107]], ["O", "kk"]),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_prompt_comes_before_its_answers(
+    client: httpx.AsyncClient, prompt: Any, texts: list[str], stream: bool
+) -> None:
+    answer = await client.post(PATH, json=asking(prompt, echo=True, n=2, stream=stream))
+    said = dict.fromkeys(range(2 * len(texts)), "")
+    for part in chunks(answer.text) if stream else [answer.json()]:
+        for choice in part["choices"]:
+            said[choice["index"]] += choice["text"]
+    assert list(said.values()) == [f"{text}Hello!" for text in texts for _ in range(2)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_how_likely_an_echo_was(
+    client: httpx.AsyncClient, world: World, stream: bool
+) -> None:
+    answer = await client.post(PATH, json=asking(echo=True, logprobs=1, n=2, stream=stream))
+    for index in range(2):
+        told = [
+            choice["logprobs"]
+            for part in (chunks(answer.text) if stream else [answer.json()])
+            for choice in part["choices"]
+            if choice["index"] == index and choice["logprobs"]
+        ]
+        tokens, logprobs, offsets = (
+            [each for part in told for each in part[name]]
+            for name in ("tokens", "token_logprobs", "text_offset")
+        )
+        answered = ["Hel", "lo", "!"] if stream else ["Hello!"]
+        assert tokens == ["O", "n", "c", "e", *answered]
+        assert logprobs == [None, -1.0, -1.0, -1.0, *[-0.25] * len(answered)]
+        assert offsets == [0, 1, 2, 3, *([4, 7, 9] if stream else [4])]
+    assert told[0]["top_logprobs"][0] is None
+    assert world.generator.requests[0].sampling.prompt_logprobs
+
+
+async def test_without_an_echo_the_prompt_is_not_judged(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    await client.post(PATH, json=asking(logprobs=1))
+    await client.post(PATH, json=asking(echo=True))
+    assert [r.sampling.prompt_logprobs for r in world.generator.requests] == [False, False]
+
+
+async def test_the_likeliest_are_answered(client: httpx.AsyncClient, world: World) -> None:
+    world.generator.likelihoods = (-3.0, -1.0, -4.0, -2.0)
+    answer = await client.post(PATH, json=asking(["a", "b"], n=2, best_of=4, logprobs=0))
+    body = answer.json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    likelihoods = [choice["logprobs"]["token_logprobs"][0] for choice in body["choices"]]
+    assert likelihoods == [-1.0, -2.0, -1.0, -2.0]
+    assert {request.n for request in world.generator.requests} == {4}
+    assert body["usage"]["completion_tokens"] == 24, "all that were drawn"
+
+
+async def test_who_does_not_ask_for_logprobs_gets_none(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    answer = await client.post(PATH, json=asking(best_of=3))
+    assert [choice["logprobs"] for choice in answer.json()["choices"]] == [None]
+    assert world.generator.requests[0].sampling.logprobs == 0
+
+
+async def test_guardrails_that_hide_logprobs_do_not_hinder_the_choice() -> None:
+    config = GuardrailsConfig.model_validate({"pii": {"email": {"output": "mask"}}})
+    world = World(config=GatewayConfig(guardrails=config))
+    world.generator.likelihoods = (-3.0, -1.0, -4.0, -2.0)
+    async with a_client(world) as client:
+        answer = await client.post(PATH, json=asking(best_of=4))
+    [choice] = answer.json()["choices"]
+    assert (choice["text"], choice["logprobs"]) == ("Hello!", None)

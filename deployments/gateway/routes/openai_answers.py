@@ -44,8 +44,8 @@ def usage_of(exchange: Exchange) -> dict[str, object]:
     }
 
 
-def finite(logprob: float) -> float:
-    return max(logprob, FLOOR)
+def finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, FLOOR)
 
 
 class Chunks:

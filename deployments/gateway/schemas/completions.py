@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field
 
-from deployments.gateway.schemas.base import Answer, NotSupported, Off, TokenId, shape
+from deployments.gateway.schemas.base import Answer, NotSupported, TokenId, shape
 from deployments.gateway.schemas.openai import GenerateFields, UsageAnswer
 from models.contracts import Prompt, Sampling
 from models.errors import InvalidInput
@@ -48,9 +48,37 @@ PromptField: TypeAlias = Annotated[
 class CompletionRequest(GenerateFields):
     prompt: PromptField
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    best_of: int | None = Field(default=None, ge=1, le=1)
-    echo: Off | None = None
+    best_of: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_CHOICES,
+        description="So many are drawn, and the `n` likeliest a token are answered, best first.",
+    )
+    echo: bool | None = Field(
+        default=None, description="Answer with the prompt before its continuation."
+    )
     suffix: NotSupported = Field(default=None, description="models here cannot fill in")
+
+    @property
+    def drawn(self) -> int:
+        """Continuations of each prompt, of which the best ``choices`` are answered.
+
+        Raises:
+            InvalidInput: fewer than are to be answered, or of a stream, which cannot choose.
+        """
+        if self.best_of is None or self.best_of == self.choices:
+            return self.choices
+        if self.best_of < self.choices:
+            raise InvalidInput(
+                f"best_of is {self.best_of}; it has to be at least n, which is {self.choices}.",
+                param="best_of",
+            )
+        if self.stream:
+            raise InvalidInput(
+                "best_of chooses among whole answers; leave out either it or stream.",
+                param="best_of",
+            )
+        return self.best_of
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -67,11 +95,11 @@ class CompletionRequest(GenerateFields):
             prompts = [tuple(given)]
         else:
             prompts = [p if isinstance(p, str) else tuple(p) for p in given]
-        if len(prompts) * self.choices > MAX_CHOICES:
+        if len(prompts) * self.drawn > MAX_CHOICES:
             raise InvalidInput(
-                f"{len(prompts)} prompts with {self.choices} choices each are more than the"
+                f"{len(prompts)} prompts with {self.drawn} choices each are more than the"
                 f" {MAX_CHOICES} choices of one answer; send fewer at a time.",
-                param="n",
+                param="n" if self.best_of is None else "best_of",
             )
         return prompts
 
@@ -80,13 +108,14 @@ class CompletionRequest(GenerateFields):
             defaults,
             max_tokens=self.max_tokens or defaults.max_tokens or DEFAULT_MAX_TOKENS,
             logprobs=self.logprobs,
+            prompt_logprobs=bool(self.echo) and self.logprobs is not None,
         )
 
 
 class CompletionLogprobs(Answer):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
