@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 class CompressionLlm(Config):
     text: str = "builtin:pydoc"
-    """To judge on, as ``data.train`` of ``llm``; a part of it is held out, as there."""
+    """To judge on, as ``data.train`` of ``llm``."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Judge on this share of it, by document: the one that ``llm`` with the same share held out."""
     tokens: int = Field(default=4096, ge=64)
     """About so many of them."""
     sequence_length: int = Field(default=512, ge=8)
@@ -41,7 +43,9 @@ def run(config: CompressionLlm, context: RunContext) -> Metrics:
     network, tokenizer = model.read(context.inputs["causal-lm"], torch.device("cpu"))
     reading = LlmConfig(
         training=TrainingConfig(sequence_length=config.sequence_length),
-        data=DataConfig(train=config.text, evaluation_tokens=config.tokens),
+        data=DataConfig(
+            train=config.text, held_out=config.held_out, evaluation_tokens=config.tokens
+        ),
     )
     prepared = data.load(reading, tokenizer)
     prepared.record(context)
