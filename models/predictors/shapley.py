@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.contracts import Json
 from models.errors import ConfigError
@@ -60,7 +61,9 @@ def shapley_values(score: Score, row: Array, background: Array, *, pairs: int, s
     return found / (2 * pairs)
 
 
-def curve(score: Score, row: Array, background: Array, order: Sequence[int] | Array) -> Array:
+def curve(
+    score: Score, row: Array, background: Array, order: Sequence[int] | NDArray[np.intp]
+) -> Array:
     """(1 + features,): the mean score of the background while it takes over, feature by feature,
     what the row has. The last is the row's own score.
     """

@@ -8,10 +8,10 @@ are w (x - mean) for a linear model is a test of the method, which needs no mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from models.errors import ConfigError
@@ -76,9 +76,7 @@ class Explaining:
         )
 
 
-def deletion(
-    score: Score, rows: Array, background: Array, orders: Sequence[Array] | Array
-) -> float:
+def deletion(score: Score, rows: Array, background: Array, orders: NDArray[np.intp]) -> float:
     """Area under what is left of the scores while features become usual, in the order given.
 
     1 is the height of the rows' own mean score, 0 that of the background; small is good: what was
@@ -109,7 +107,7 @@ def shap_error(
     return float(np.abs(told - values[: config.compared]).mean() / np.abs(told).mean())
 
 
-def _descending(importance: Array) -> Array:
+def _descending(importance: Array) -> NDArray[np.intp]:
     return np.argsort(-importance, axis=1, kind="stable")
 
 
