@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias, cast
@@ -223,6 +223,22 @@ class AnomalyDetector:
     def __init__(self, settings: Settings, detectors: Mapping[str, Detector]) -> None:
         self._settings = settings
         self._detectors = detectors
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self._settings.features
+
+    @property
+    def default(self) -> str:
+        """The method of a request that names none."""
+        return self._settings.default
+
+    def scorer(self, method: str) -> Callable[[Array], Array]:
+        """Rows (n, features) → (n,). Raises ConfigError: the artifact has no such method."""
+        if method not in self._detectors:
+            known = ", ".join(self._detectors)
+            raise ConfigError(f"this detector has no method {method!r}; known are {known}")
+        return self._detectors[method].scores
 
     def predict_batch(self, inputs: Sequence[Json]) -> Sequence[Json]:
         """Raises InvalidInput, with ``details["index"]``, before anything is computed."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError
+from train.data import record
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -33,13 +35,7 @@ class Rows:
 
 
 def tumours() -> Rows:
-    try:
-        from sklearn.datasets import load_breast_cancer
-    except ImportError as error:
-        raise ConfigError(
-            "The breast cancer data need pip install 'frontier-run[anomaly]'."
-        ) from error
-    data = load_breast_cancer()
+    data = _whole()
     malignant = data.target == 0
     chosen = np.sort(
         np.concatenate([np.flatnonzero(~malignant), np.flatnonzero(malignant)[:MALIGNANT]])
@@ -49,3 +45,22 @@ def tumours() -> Rows:
         malignant=malignant[chosen],
         features=tuple(str(name) for name in data.feature_names),
     )
+
+
+def unseen() -> Array:
+    """(191, 30): the malignant rows that are not among :func:`tumours`."""
+    data = _whole()
+    return np.asarray(data.data[data.target == 0][MALIGNANT:], dtype=np.float64)
+
+
+def _whole() -> Any:
+    try:
+        from sklearn.datasets import load_breast_cancer
+    except ImportError as error:
+        raise ConfigError(
+            "The breast cancer data need pip install 'frontier-run[anomaly]'."
+        ) from error
+    found = load_breast_cancer()
+    digest = hashlib.sha256(found.data.tobytes() + found.target.tobytes()).hexdigest()
+    record("breast-cancer", sha256=digest, licence="CC-BY-4.0", rows=len(found.target))
+    return found

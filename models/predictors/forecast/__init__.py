@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,9 @@ from models.predictors.forecast.methods import (
 from models.predictors.forecast.settings import FILE, NetworkSettings, Settings
 from models.predictors.forecast.smoothing import Forecast
 from models.predictors.requests import Input, Number, parse, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = max(method.limits.longest for method in METHODS.values())
 
@@ -113,7 +116,7 @@ class Network:
         )
         ensemble = Ensemble(settings)
         ensemble.load_state_dict(load_file(weights))
-        self._ensemble = ensemble.double().eval()
+        self.ensemble = ensemble.double().eval()
 
     def forecast(
         self, series: Sequence[Sequence[float]], horizons: Sequence[int]
@@ -121,12 +124,8 @@ class Network:
         """Series are positive and have ``settings.shortest`` values or more."""
         import torch
 
-        from models.predictors.forecast.networks import contexts
-
-        length = self.settings.context
-        tails = [torch.tensor(values[-length:], dtype=torch.float64).log() for values in series]
         with torch.inference_mode():
-            curves_bh3 = self._ensemble(*contexts(tails, length)).exp().numpy()
+            curves_bh3 = self.ensemble(*self.seen(series)).exp().numpy()
         return [
             Forecast(
                 lower=curves_h3[:horizon, 0],
@@ -135,6 +134,16 @@ class Network:
             )
             for curves_h3, horizon in zip(curves_bh3, horizons, strict=True)
         ]
+
+    def seen(self, series: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """What the network sees of them: logarithms (b, c), and which are known."""
+        import torch
+
+        from models.predictors.forecast.networks import contexts
+
+        length = self.settings.context
+        tails = [torch.tensor(values[-length:], dtype=torch.float64).log() for values in series]
+        return contexts(tails, length)
 
 
 def load(folder: Path) -> Forecaster:

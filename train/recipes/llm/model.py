@@ -125,6 +125,28 @@ def load(config: LlmConfig, device: torch.device) -> Model:
     return model
 
 
+def read(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    """An artifact of this recipe as one network in fp32, and its tokenizer.
+
+    An adapter is added to the weights of its base.
+
+    Raises:
+        ConfigError: there is no such model, or no such base.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return _base(ModelConfig(source=str(folder), adapter="none"), torch.float32, device)
+    base = json.loads(file.read_text())["base_model_name_or_path"]
+    network, tokenizer = _base(ModelConfig(source=base), torch.float32, device)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted: Any = PeftModel.from_pretrained(network, folder)
+        return adapted.merge_and_unload(), tokenizer
+
+
 def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype:
     if settings.precision != "auto":
         return PRECISIONS[settings.precision]

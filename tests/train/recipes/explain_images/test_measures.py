@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.predictors import image
-from train.recipes.explain import images
+from train.recipes.explain_images import measures
 
 
 class OnePixel(nn.Module):
@@ -23,7 +23,7 @@ def test_deletion_is_small_when_the_reason_goes_first() -> None:
     importance = torch.zeros(2, 7, 4)
     importance[0, 1, 1] = 1
     importance[1, 1, 1] = -1
-    first, last = images.deletion(OnePixel(), pixels, torch.tensor([1, 1]), importance).tolist()
+    first, last = measures.deletion(OnePixel(), pixels, torch.tensor([1, 1]), importance).tolist()
     assert first == pytest.approx(0.5 / 28, abs=1e-6)
     assert last == pytest.approx(27.5 / 28, abs=1e-6)
     assert pixels.min() == 1  # looked at, not changed
@@ -37,8 +37,8 @@ def test_deletion_ends_with_an_empty_image() -> None:
             seen.append(pixels.clone())
             return super().forward(pixels)
 
-    images.deletion(Seeing(), torch.ones(1, 1, 28, 28), torch.tensor([1]), torch.rand(1, 28, 28))
-    assert len(seen) == images.STEPS + 1
+    measures.deletion(Seeing(), torch.ones(1, 1, 28, 28), torch.tensor([1]), torch.rand(1, 28, 28))
+    assert len(seen) == measures.STEPS + 1
     assert [int(batch.sum()) for batch in seen] == [28 * left for left in range(28, -1, -1)]
 
 
@@ -46,12 +46,12 @@ def test_ours_are_captums() -> None:
     net = image.build(image.Architecture(channels=(4, 8), hidden=8), seed=2).eval()
     pixels = torch.rand(3, 1, 28, 28)
     labels = torch.tensor([1, 5, 9])
-    assert images.captum_error(net, pixels, labels) < 1e-6
-    assert images.completeness_error(net, pixels, labels) < 0.05
+    assert measures.captum_error(net, pixels, labels) < 1e-6
+    assert measures.completeness_error(net, pixels, labels) < 0.05
 
 
 def test_a_linear_network_is_imitated_perfectly() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
-    found = images.lime_r2(net, torch.rand(2, 1, 28, 28), torch.tensor([0, 1]), seed=0)
+    found = measures.lime_r2(net, torch.rand(2, 1, 28, 28), torch.tensor([0, 1]), seed=0)
     assert 0.95 < found <= 1
