@@ -7,6 +7,7 @@ and nowhere else. What changes at run time lives in the database, not in this tr
 
 from __future__ import annotations
 
+import math
 from datetime import date
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -45,6 +46,27 @@ class QueueConfig(Section):
     vip: PriorityClass = PriorityClass(capacity=100, weight=8, timeout_s=5)
     standard: PriorityClass = PriorityClass(capacity=1000, weight=4, timeout_s=30)
     low: PriorityClass = PriorityClass(capacity=500, weight=1, timeout_s=60)
+    capacity: int | None = Field(default=None, ge=1)
+    """Of all classes together: beyond it low requests make room for others (spec B3). As many as
+    vip and standard may hold, and a fifth of low, unless given; it must be more than vip and
+    standard hold, so that low ones are never shut out."""
+
+    @model_validator(mode="after")
+    def _leave_room_for_low(self) -> QueueConfig:
+        higher = self.vip.capacity + self.standard.capacity
+        if self.capacity is not None and self.capacity <= higher:
+            raise ValueError(
+                f"capacity is {self.capacity}; vip and standard may hold {higher} together, so"
+                f" it must be {higher + 1} at least, or low requests are shut out"
+            )
+        return self
+
+    @property
+    def together(self) -> int:
+        """Requests that may wait, whatever their class."""
+        if self.capacity is not None:
+            return self.capacity
+        return self.vip.capacity + self.standard.capacity + math.ceil(self.low.capacity / 5)
 
     def classes(self) -> dict[Priority, PriorityClass]:
         return {Priority.VIP: self.vip, Priority.STANDARD: self.standard, Priority.LOW: self.low}

@@ -104,7 +104,9 @@ class Batcher:
         self._predictor = predictor
         self._model = model
         self._limits = limits
-        self._queue: WaitingQueue[_Call] = WaitingQueue(queue.classes(), clock=clock)
+        self._queue: WaitingQueue[_Call] = WaitingQueue(
+            queue.classes(), capacity=queue.together, clock=clock
+        )
         self._emit = emit
         self._clock = clock
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix=f"batcher-{model}")
@@ -124,7 +126,8 @@ class Batcher:
 
         Raises:
             InvalidInput: the model refuses this input.
-            Overloaded: the class is full; ``retry_after`` says when to come back.
+            Overloaded: there is no room to wait, or a higher priority took it; ``retry_after`` says
+                when to come back.
             Timeout: the deadline passed before a batch had room.
             Unavailable: the batcher is closing.
             InternalError: the batch failed.
@@ -133,7 +136,7 @@ class Batcher:
             raise Unavailable(f"{self._model!r} is shutting down; retry on another replica.")
         call, priority = _Call(input, asyncio.get_running_loop().create_future()), standing.priority
         try:
-            ticket = self._queue.push(
+            ticket, gone = self._queue.push(
                 call,
                 tenant=standing.tenant,
                 weight=standing.weight,
@@ -143,6 +146,9 @@ class Batcher:
         except Overloaded:
             self._emit(RequestShed(model=self._model, priority=priority, reason="full"))
             raise
+        if gone is not None:
+            gone.item.tell(self._queue.overloaded(gone.priority))
+            self._emit(RequestShed(model=self._model, priority=gone.priority, reason="displaced"))
         self._wake_pump()
         self._set_alarm()
         self._tell_state()

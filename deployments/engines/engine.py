@@ -88,7 +88,7 @@ class Engine:
         config: slots, context, step budget, dtype, device, threads.
         queue: the waiting room.
         resolve: finds the folder of an adapter that ``load_adapter`` was not called for.
-        emit: told what happens, from the engine's thread; of a full queue, from the caller's; of
+        emit: told what happens, from the engine's thread; of full queues, from the caller's; of
             adapters, from whoever loads them.
         clock: seconds, never running backwards.
 
@@ -126,7 +126,7 @@ class Engine:
         )
         self._pace = Pace(config.stretch)
         self._scheduler = Scheduler(
-            WaitingQueue(queue.classes(), clock=clock),
+            WaitingQueue(queue.classes(), capacity=queue.together, clock=clock),
             slots=config.slots,
             step_tokens=config.step_tokens,
             pace=self._pace,
@@ -269,7 +269,9 @@ class Engine:
             with self._lock:
                 if self._closing:
                     raise Unavailable(f"The engine of {self.name} is stopping.", retry_after=1)
-                self._scheduler.add(call)
+                gone = self._scheduler.add(call)
+                if gone is not None:
+                    self._displace(gone)
                 self._mailboxes[call] = mailbox
                 if call.request.tell_place and call.request.stream:
                     self._hopeful[call] = _Told()
@@ -277,6 +279,13 @@ class Engine:
         except Overloaded:
             self._shed(call, "full")
             raise
+
+    def _displace(self, call: Call) -> None:
+        """Tell at once whoever lost its place to another: a step may take long. Holds the lock."""
+        error = self._scheduler.queue.overloaded(call.request.priority)
+        mailbox = self._mailboxes[call]
+        self._drop(call, "displaced")
+        Mailbox.deliver([(mailbox, error)])
 
     def _cancel(self, call: Call) -> None:
         with self._lock:

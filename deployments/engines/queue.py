@@ -13,6 +13,8 @@ Three rules, from the outside in:
    one place.
 3. *Inside a tenant* — first in, first out; one whose turn was taken from it goes first.
 
+When there is no more room to wait, large and low work goes first: ``shedding.py``.
+
 Starvation bound. While class ``c`` of weight ``w_c`` waits, it is picked within
 ``1 + Σ_{i≠c} (⌊w_i / w_c⌋ + 1)`` picks, whatever arrives or leaves meanwhile. Proof: at
 every moment ``v ≤ tag`` for each waiting class, and ``tag_c ≤ v + 1/w_c``, because
@@ -37,6 +39,7 @@ from typing import Generic, TypeVar
 from deployments.config import PriorityClass
 from deployments.engines.drain import Drain
 from deployments.engines.fairness import FairLine
+from deployments.engines.shedding import displaced
 from models.contracts import Place, Priority
 from models.errors import Overloaded
 
@@ -62,15 +65,18 @@ class Ticket(Generic[T]):
     """Of the tenant, beside others of the class."""
     cost: int
     """In tokens: what its turn takes of the tenant's share."""
+    size: int
+    """In tokens: all the work that it may come to, prompt and answer."""
 
 
 class WaitingQueue(Generic[T]):
     """Bounded, weighted between classes, fair between tenants, with deadlines.
 
-    ``push``, ``peek``, ``pop`` and ``remove`` take O(log n).
+    ``peek``, ``pop`` and ``remove`` take O(log n), and so does ``push`` while there is room.
 
     Args:
         classes: one waiting room for each priority; a push to any other is a KeyError.
+        capacity: of all rooms together; what they hold one by one unless given.
         clock: seconds, never running backwards.
     """
 
@@ -78,6 +84,7 @@ class WaitingQueue(Generic[T]):
         self,
         classes: Mapping[Priority, PriorityClass],
         *,
+        capacity: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -86,6 +93,8 @@ class WaitingQueue(Generic[T]):
         self._rooms: dict[Priority, _Room[T]] = {
             priority: _Room(limits, unit // limits.weight) for priority, limits in heaviest_first
         }
+        every = sum(room.capacity for room in classes.values())
+        self._capacity = every if capacity is None else capacity
         self._virtual_time = 0
         self._pushed = 0
         self._returned = 0
@@ -103,28 +112,48 @@ class WaitingQueue(Generic[T]):
         timeout_s: float | None = None,
         weight: int = 1,
         cost: int = 1,
-    ) -> Ticket[T]:
+        size: int = 1,
+    ) -> tuple[Ticket[T], Ticket[T] | None]:
         """Line up. The deadline is the class's timeout, or ``timeout_s`` if that is sooner.
 
+        Returns:
+            The place, and who lost its own to it, if there was no room: the caller tells it
+            ``overloaded``.
+
         Raises:
-            Overloaded: the class is full; ``retry_after`` says when to come back.
+            Overloaded: there is no room, and nobody makes any; ``retry_after`` says when to come
+                back.
         """
         room = self._rooms[priority]
-        if room.line.size >= room.limits.capacity:
-            wait = self.retry_after(priority)
-            raise Overloaded(
-                f"The {priority} queue is full ({room.line.size} waiting); retry in {wait:.1f} s.",
-                details={"priority": str(priority), "capacity": room.limits.capacity},
-                retry_after=wait,
-            )
         now = self._clock()
         patience = room.limits.timeout_s
         if timeout_s is not None:
             patience = min(patience, timeout_s)
+        ticket = Ticket(
+            item, tenant, priority, now, now + patience, self._pushed + 1, weight, cost, size
+        )
+        gone = None
+        if not self._has_room(room):
+            gone = self._displaced(ticket)
+            if gone is None:
+                raise self.overloaded(priority)
+            self.remove(gone)
         self._pushed += 1
-        ticket = Ticket(item, tenant, priority, now, now + patience, self._pushed, weight, cost)
         self._add(room, ticket)
-        return ticket
+        return ticket, gone
+
+    def overloaded(self, priority: Priority) -> Overloaded:
+        """What one of this class hears that finds no room, or has lost its place."""
+        limits, waiting = self._rooms[priority].limits, self._rooms[priority].line.size
+        what, capacity = f"The {priority} queue is full", limits.capacity
+        if waiting < capacity:
+            what, capacity, waiting = "The queues are full", self._capacity, len(self._waiting)
+        wait = self.retry_after(priority)
+        return Overloaded(
+            f"{what} ({waiting} waiting); retry in {wait:.1f} s.",
+            details={"priority": str(priority), "capacity": capacity},
+            retry_after=wait,
+        )
 
     def give_back(self, ticket: Ticket[T], *, deadline: float) -> Ticket[T]:
         """Wait again, before the others of the tenant, after a ``pop`` that came to nothing.
@@ -241,19 +270,37 @@ class WaitingQueue(Generic[T]):
     def check_integrity(self) -> None:
         """Assert every invariant. O(n); for tests and post-mortems."""
         found: dict[int, Ticket[T]] = {}
+        fresh = 0
         for priority, room in self._rooms.items():
             room.line.check_integrity()
             new = [ticket for ticket in room.line if ticket.number > 0]
             assert len(new) <= room.limits.capacity
+            fresh += len(new)
             for ticket in room.line:
                 assert ticket.priority is priority
                 found[ticket.number] = ticket
             assert room.tag <= self._virtual_time + room.stride
             assert not room.line.size or room.tag >= self._virtual_time
         assert found == self._waiting
+        assert fresh <= self._capacity
         listed = [number for _, number in self._deadlines if number in self._waiting]
         assert sorted(listed) == sorted(self._waiting), "a deadline is missing or doubled"
         assert len(self._deadlines) <= _SWEEP_FACTOR * len(self._waiting) + _SWEEP_SLACK
+
+    def _has_room(self, room: _Room[T]) -> bool:
+        return room.line.size < room.limits.capacity and len(self._waiting) < self._capacity
+
+    def _displaced(self, newcomer: Ticket[T]) -> Ticket[T] | None:
+        own = self._rooms[newcomer.priority]
+        if own.line.size >= own.limits.capacity:
+            return displaced(newcomer, own.line)
+        for priority in reversed(Priority):  # from the lowest up to the newcomer's own
+            room = self._rooms.get(priority)
+            if room and (goes := displaced(newcomer, room.line)):
+                return goes
+            if room is own:
+                break
+        return None
 
     def _next_room(self) -> _Room[T] | None:
         waiting = (room for room in self._rooms.values() if room.line.size)

@@ -88,20 +88,25 @@ class Scheduler:
         self._shared = shared
         self._clock = clock
 
-    def add(self, call: Call) -> None:
-        """Line up.
+    def add(self, call: Call) -> Call | None:
+        """Line up. Returns the call that lost its place to this one, if any did; it is cancelled.
 
         Raises:
-            Overloaded: the call's priority class is full.
+            Overloaded: there is no room to wait.
         """
-        call.ticket = self._queue.push(
+        call.ticket, gone = self._queue.push(
             call,
             tenant=call.request.tenant,
             priority=call.request.priority,
             timeout_s=call.deadline - self._clock(),
             weight=call.request.weight,
             cost=len(call.prompt),
+            size=len(call.prompt) + sum(sequence.max_tokens for sequence in call.sequences),
         )
+        if gone is None:
+            return None
+        self.cancel(gone.item)
+        return gone.item
 
     def cancel(self, call: Call) -> None:
         """Forget a call wherever it stands; its slots are free for the very next step."""

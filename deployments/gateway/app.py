@@ -16,6 +16,7 @@ from starlette.websockets import WebSocketClose
 from deployments.config import GatewayConfig
 from deployments.gateway.openapi import openapi_operation
 from deployments.gateway.operation import Operation
+from deployments.gateway.policies import quota_headers
 from deployments.gateway.policies.access import Access
 from deployments.gateway.policies.authentication import Authentication
 from deployments.gateway.policies.body_limit import BodyLimit
@@ -188,6 +189,7 @@ def cors(origins: tuple[str, ...]) -> list[Policy]:
                 "Sunset",
                 "Warning",
                 "Link",
+                *quota_headers.NAMES,
             ),
         )
     ]

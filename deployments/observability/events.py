@@ -72,7 +72,7 @@ class RequestPreempted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestShed:
-    """Refused or dropped while waiting: ``full``, ``expired`` or ``cancelled``."""
+    """Refused or dropped while waiting: ``full``, ``displaced``, ``expired`` or ``cancelled``."""
 
     model: str
     priority: Priority

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from deployments.gateway.app import create_app
 from deployments.tenants import keys as keys_module
@@ -20,6 +21,7 @@ from deployments.tenants.keys import Peppers
 from deployments.tenants.principal import Role, Scope
 from deployments.webhooks import signature
 from models.errors import Unauthorized
+from state.database import Database
 from tests.attacks.dial import Dial
 from tests.gateway.contract import Contract
 from tests.gateway.test_authentication import Secured, secured
@@ -241,6 +243,23 @@ async def test_a_limited_key_makes_no_unlimited_one(secured: Secured, contract: 
 # What the time of a refusal tells
 
 
+class Asked:
+    """The statements that a database was asked, without what they carried."""
+
+    def __init__(self, secured: Secured) -> None:
+        self.statements: list[str] = []
+        database = secured.directory.database
+        assert isinstance(database, Database)
+        sa.event.listen(database.engine.sync_engine, "before_cursor_execute", self._note)
+
+    def _note(self, _: Any, __: Any, statement: str, *___: Any) -> None:
+        self.statements.append(statement)
+
+    def taken(self) -> Sequence[str]:
+        statements, self.statements = self.statements, []
+        return statements
+
+
 class Compared:
     """How often, and how much of what, was compared."""
 
@@ -267,20 +286,25 @@ async def test_a_refusal_takes_the_same_work_whatever_is_wrong(
     keys = KeyAuthenticator(directory, peppers, clock=secured.clock)
     _, expired = await directory.issue("acme", lifetime=timedelta(seconds=-1), by="me")
     good = secured.keys[Role.DEVELOPER]
-    compared = Compared(monkeypatch)
+    compared, asked = Compared(monkeypatch), Asked(secured)
     await keys.principal(good)
     expected = compared.taken()
     assert expected == [(64, 64)] * 2  # with each of the secrets, also when the first has fit
+    looked_up = asked.taken()
+    assert len([said for said in looked_up if said.startswith("SELECT")]) == 1
+    secured.clock.now += FRESH_S + 0.01  # nothing is remembered of any
     for bad in (
         f"fr_{'0' * 12}_{good[16:]}",  # nobody's
         f"{good[:16]}{'0' * 40}",  # somebody's, with another secret
         good[:-1] + ("0" if good[-1] != "0" else "1"),  # nearly right
         expired.text,
     ):
-        for _ in range(2):  # asked for, and remembered
+        for remembered in (False, True):
             with pytest.raises(Unauthorized):
                 await keys.principal(bad)
             assert compared.taken() == expected
+            assert asked.taken() == ([] if remembered else looked_up)
+        secured.clock.now += FRESH_S + 0.01
 
 
 SECRET = ("digest", "secret", "pepper", "signature", "candidate")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +21,12 @@ import httpx
 import pytest
 
 from deployments.launcher.background import REPOSITORY, Served
+from state.patience import ANSWER_S
 from tests import tiny_models
 from tests.cluster.conftest import serving, tiny_args, wait_until
 from tests.cluster.streams import Outcome, stream
 from tests.databases import postgres, postgres_url
-from tests.servers import RedisServer, free_port
+from tests.servers import PostgresServer, RedisServer, free_port
 
 __all__ = ["postgres", "postgres_url"]
 
@@ -79,9 +86,15 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def platform(postgres_url: str, redis: RedisServer, tmp_path: Path) -> Iterator[Platform]:
+    with platform_on(postgres_url, redis, tmp_path) as platform:
+        yield platform
+
+
+@contextmanager
+def platform_on(database: str, redis: RedisServer, tmp_path: Path) -> Iterator[Platform]:
     env = {
         "FRONTIER_HOME": str(tmp_path / "home"),
-        "FRONTIER_DATABASE": postgres_url,
+        "FRONTIER_DATABASE": database,
         "FRONTIER_COUNTERS": redis.url,
         "FRONTIER_KEY_SECRETS": "a secret of these tests",
         "FRONTIER_AUTH": "keys",
@@ -188,23 +201,85 @@ def test_who_leaves_pays_for_what_was_done(platform: Platform) -> None:
     assert 0 < billed(platform, "leaver")["completion_tokens"] < leavers * asked
 
 
-def test_state_that_is_down_admits_nobody_and_heals(platform: Platform) -> None:
-    platform.say("create", "acme", "--plan", "busy")
-    key = platform.say("issue", "acme")
-    assert platform.ask(key).status_code == 200
-    platform.redis.stop()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    status: int
+    code: str | None
+    began: float
+    ended: float
+
+
+@contextmanager
+def asking(platform: Platform, key: str, clients: int = 3) -> Iterator[list[Told]]:
+    """Clients that ask again and again; the list grows by what they are told."""
+    told: list[Told] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.wait(0.05):
+            began = time.monotonic()
+            answer = platform.ask(key)
+            code = None if answer.status_code == 200 else answer.json()["error"]["code"]
+            ended = time.monotonic()
+            told.append(Told(status=answer.status_code, code=code, began=began, ended=ended))
+
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(ask) for _ in range(clients)]
+        try:
+            yield told
+        finally:
+            enough.set()
+        for each in asked:
+            each.result()
+
+
+def test_state_that_is_down_admits_nobody_and_heals(redis: RedisServer, tmp_path: Path) -> None:
+    """First the counters, then the database, while clients ask."""
+    folder = Path(tempfile.mkdtemp(prefix="frontier-postgres-"))  # of another user than pytest's
+    postgres = PostgresServer(folder, free_port())
     try:
-        began = time.monotonic()
-        answer = platform.ask(key)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "STATE_UNAVAILABLE"
-        assert time.monotonic() - began < 1.5
-        assert platform.get("/readyz").status_code == 503
-        assert "counters" in platform.get("/readyz").text
+        postgres.start()
+        with platform_on(postgres.url, redis, tmp_path) as platform:
+            platform.say("create", "acme", "--plan", "busy")
+            key = platform.say("issue", "acme")
+            assert platform.ask(key).status_code == 200
+            with asking(platform, key) as told:
+                for server, component in ((redis, "counters"), (postgres, "database")):
+                    span = down(platform, server, component)
+                    wait_until(
+                        lambda: platform.ask(key).status_code == 200, timeout_s=20, what="healed"
+                    )
+                    wait_until(
+                        lambda: platform.get("/readyz").status_code == 200,
+                        timeout_s=20,
+                        what="ready",
+                    )
+                    within = [each for each in told if span[0] < each.began < each.ended < span[1]]
+                    assert within
+                    assert {each.status for each in within} == {503}
     finally:
-        platform.redis.start()
-    wait_until(lambda: platform.ask(key).status_code == 200, timeout_s=10, what="healed")
-    wait_until(lambda: platform.get("/readyz").status_code == 200, timeout_s=10, what="ready")
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert {(each.status, each.code) for each in told} == {(200, None), (503, "STATE_UNAVAILABLE")}
+    refused = [each.ended - each.began for each in told if each.status == 503]
+    assert max(refused) < ANSWER_S + 0.5, "clients, proxies and servers share the machine"
+
+
+def down(
+    platform: Platform, server: RedisServer | PostgresServer, what: str
+) -> tuple[float, float]:
+    """Stops a server for three seconds; since when nobody can have been let in, and until when."""
+    server.stop()
+    try:
+        time.sleep(1.5)  # what was looked up before is fresh for a second
+        since = time.monotonic()
+        ready = platform.get("/readyz")
+        assert ready.status_code == 503
+        assert what in ready.text
+        time.sleep(1.5)
+        return since, time.monotonic()
+    finally:
+        server.start()
 
 
 def test_what_an_administrator_changes_holds_within_a_second(platform: Platform) -> None:

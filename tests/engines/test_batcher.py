@@ -321,6 +321,33 @@ def test_a_full_class_sheds_and_the_others_go_on() -> None:
     virtually(story)
 
 
+def test_when_all_classes_are_full_a_low_call_makes_room_and_hears_it_at_once() -> None:
+    async def story() -> None:
+        tiny = PriorityClass(capacity=1, weight=1, timeout_s=9)
+        queue = QueueConfig(
+            vip=tiny, standard=tiny, low=PriorityClass(capacity=3, weight=1, timeout_s=7)
+        )
+        bench = Bench(queue=queue, config=BatcherConfig(max_batch_size=1))
+        calls = [bench.call(0, priority=LOW)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first, last = (bench.call(number, priority=LOW) for number in (1, 2))
+        calls += [first, bench.call(3, priority=Priority.STANDARD)]
+        await asyncio.sleep(0)
+        calls.append(bench.call(4, priority=VIP))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert last.done(), "while the model computes"
+        with pytest.raises(Overloaded) as refused:
+            await last
+        assert refused.value.retry_after == 7
+        assert await asyncio.gather(*calls) == [0, 2, 6, 8]
+        told = bench.told(RequestShed)
+        assert [(event.priority, event.reason) for event in told] == [(LOW, "displaced")]
+
+    virtually(story)
+
+
 def test_close_finishes_what_waits_and_refuses_the_rest() -> None:
     async def story() -> None:
         bench = Bench(config=BatcherConfig(max_batch_size=2, max_wait_s=50))
@@ -456,8 +483,9 @@ def check_any_story(
         started = len(bench.told(RequestStarted))
         shed = [event.reason for event in bench.told(RequestShed)]
         assert started + len(shed) == len(calls), "each is started or shed, once"
-        assert ends.count("full") == shed.count("full")
-        unheard = shed.count("expired") - ends.count("expired")  # gave up at that very instant
+        dropped = shed.count("expired") + shed.count("displaced")
+        heard = ends.count("expired") + ends.count("full") - shed.count("full")
+        unheard = dropped - heard  # gave up at that very instant
         assert 0 <= unheard <= ends.count("cancelled") - shed.count("cancelled")
         computed = sum(event.rows for event in bench.told(BatchRan))
         assert ends.count("done") <= computed <= started

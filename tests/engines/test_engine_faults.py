@@ -313,6 +313,46 @@ async def test_a_full_queue_refuses(llama: Path, start: Start) -> None:
     assert [e.reason for e in kinds(events, RequestShed)] == ["full"]
 
 
+async def test_large_and_low_work_makes_room_and_hears_it_during_a_step(
+    llama: Path, start: Start
+) -> None:
+    events: list[Event] = []
+    one = PriorityClass(capacity=1, weight=1, timeout_s=30)
+    queue = QueueConfig(vip=one, standard=one, low=one.model_copy(update={"capacity": 2}))
+    config = EngineConfig(slots=1, dtype="float64", threads=1)
+    engine = start(llama, config, queue, emit=events.append)
+    gate = Gate(engine)
+
+    async def line_up(priority: Priority, tokens: int) -> asyncio.Task[list[Delta]]:
+        waiting, shed = engine._scheduler.queue.depth(), len(kinds(events, RequestShed))
+        what = request(sampling=greedy(tokens), priority=priority, stream=True, tell_place=True)
+        client = asyncio.create_task(answer(engine, what))
+        await until(
+            lambda: (
+                engine._scheduler.queue.depth() != waiting or len(kinds(events, RequestShed)) > shed
+            )
+        )
+        return client
+
+    running = asyncio.create_task(answer(engine, request(sampling=greedy(3))))
+    await gate.entered()  # a step that does not end before the gate is opened
+    large = await line_up(Priority.STANDARD, 9)
+    small = await line_up(Priority.STANDARD, 2)
+    lows = [await line_up(Priority.LOW, tokens) for tokens in (2, 4)]
+    vip = await line_up(Priority.VIP, 5)
+    for client in (large, lows[1]):
+        with pytest.raises(Overloaded) as refused:
+            await asyncio.wait_for(client, 30)  # the step still runs
+        assert refused.value.retry_after is not None
+        assert 0 < refused.value.retry_after <= 30
+    gate.open()
+    for client, count in ((running, 3), (small, 2), (lows[0], 2), (vip, 5)):
+        assert len(tokens(await client)) == count
+    told = [(event.priority, event.reason) for event in kinds(events, RequestShed)]
+    assert told == [(Priority.STANDARD, "displaced"), (Priority.LOW, "displaced")]
+    await idle(engine)
+
+
 async def test_three_hundred_clients_against_a_queue_of_a_hundred(
     llama: Path, start: Start, reference: Reference
 ) -> None:

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -71,11 +72,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     tickets: Bundle[Ticket[int]] = Bundle("tickets")
 
-    @initialize(classes=rooms)
-    def start(self, classes: dict[Priority, PriorityClass]) -> None:
+    @initialize(classes=rooms, data=st.data())
+    def start(self, classes: dict[Priority, PriorityClass], data: st.DataObject) -> None:
         self.clock = Clock()
         self.classes = classes
-        self.queue: WaitingQueue[int] = WaitingQueue(classes, clock=self.clock)
+        *higher, lowest = (classes[priority].capacity for priority in PRIORITIES)
+        self.capacity = sum(higher) + data.draw(st.integers(1, lowest))
+        self.queue: WaitingQueue[int] = WaitingQueue(
+            classes, capacity=self.capacity, clock=self.clock
+        )
         self.waiting: dict[int, Ticket[int]] = {}  # in order of arrival
         self.items = itertools.count()
         self.popped: Ticket[int] | None = None
@@ -97,6 +102,7 @@ class QueueMachine(RuleBasedStateMachine):
         count=st.integers(1, 4),
         weight=st.integers(1, 3),
         cost=st.integers(1, 9),
+        size=st.integers(1, 9),
     )
     def push(
         self,
@@ -106,31 +112,70 @@ class QueueMachine(RuleBasedStateMachine):
         count: int,
         weight: int,
         cost: int,
+        size: int,
     ) -> MultipleResults[Ticket[int]]:
         limits = self.classes[priority]
         made = []
         for _ in range(count):
             item = next(self.items)
-            if len(self.of(priority)) >= limits.capacity:
-                with pytest.raises(Overloaded) as refused:
-                    self.queue.push(item, tenant=tenant, priority=priority)
-                assert refused.value.retry_after is not None
-                assert 0 < refused.value.retry_after <= limits.timeout_s
-                continue
-            ticket = self.queue.push(
+            full = len(self.of(priority)) >= limits.capacity
+            no_room = full or len(self.waiting) >= self.capacity
+            among = priority if full else self.lowest_that_may_go()
+            goes = self.able_to_go(among, tenant, priority, size / weight, size) if no_room else []
+            push = partial(
+                self.queue.push,
                 item,
                 tenant=tenant,
                 priority=priority,
                 timeout_s=timeout_s,
                 weight=weight,
                 cost=cost,
+                size=size,
             )
+            if no_room and not goes:
+                with pytest.raises(Overloaded) as refused:
+                    push()
+                self.check_told(refused.value, priority)
+                continue
+            ticket, gone = push()
+            if no_room:
+                assert gone is not None
+                assert gone is max(goes, key=lambda each: (each.size, each.number))
+                assert self.waiting.pop(gone.item) is gone
+                assert self.queue.remove(gone) is False
+                self.check_told(self.queue.overloaded(gone.priority), gone.priority)
+                self.forget_absent()
+            else:
+                assert gone is None
             patience = limits.timeout_s if timeout_s is None else min(limits.timeout_s, timeout_s)
             assert (ticket.item, ticket.tenant, ticket.priority) == (item, tenant, priority)
             assert (ticket.arrived, ticket.deadline) == (self.clock.now, self.clock.now + patience)
             self.waiting[item] = ticket
             made.append(ticket)
         return multiple(*made)
+
+    def lowest_that_may_go(self) -> Priority | None:
+        """Of those whose turn has not come once already."""
+        fresh = {each.priority for each in self.waiting.values() if each.number > 0}
+        return next((priority for priority in reversed(PRIORITIES) if priority in fresh), None)
+
+    def able_to_go(
+        self, among: Priority | None, tenant: str, priority: Priority, share: float, size: int
+    ) -> list[Ticket[int]]:
+        """Who may have to go for a newcomer: larger work, of a tenant that has no less."""
+        if among is None or PRIORITIES.index(among) < PRIORITIES.index(priority):
+            return []
+        held = {t: sum(each.size / each.weight for each in self.of(among, t)) for t in TENANTS}
+        fresh = [each for each in self.of(among) if each.number > 0]
+        if among is not priority:
+            most = max(held[each.tenant] for each in fresh)
+            return [each for each in fresh if held[each.tenant] == most]
+        larger = [each for each in fresh if each.size > size]
+        return [t for t in larger if t.tenant == tenant or held[t.tenant] >= held[tenant] + share]
+
+    def check_told(self, told: Overloaded, priority: Priority) -> None:
+        assert told.retry_after is not None
+        assert 0 < told.retry_after <= self.classes[priority].timeout_s
 
     @rule(count=st.integers(1, 12))
     def pop(self, count: int) -> None:
@@ -208,6 +253,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.check_integrity()
         assert len(self.queue) == len(self.waiting)
         assert self.queue.depth() == {p: len(self.of(p)) for p in PRIORITIES}
+        assert sum(each.number > 0 for each in self.waiting.values()) <= self.capacity
         deadlines = [ticket.deadline for ticket in self.waiting.values()]
         assert self.queue.next_deadline() == min(deadlines, default=None)
 
@@ -271,7 +317,7 @@ def test_a_tenant_with_900_waiting_delays_a_single_request_by_one_place() -> Non
     queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room()})
     for _ in range(900):
         queue.push(None, tenant="crowd", priority=Priority.LOW)
-    single = queue.push(None, tenant="single", priority=Priority.LOW)
+    single, _ = queue.push(None, tenant="single", priority=Priority.LOW)
     assert drain(queue)[1] is single
 
 
@@ -303,7 +349,7 @@ def test_retry_after_follows_the_measured_drain_rate(jitter_s: float) -> None:
     # nor does the time after the last of a line has given up.
     for _ in range(50):
         round_of(32, 1.0)
-        line = [queue.push(None, tenant="t", priority=Priority.LOW) for _ in range(32)]
+        line = [queue.push(None, tenant="t", priority=Priority.LOW)[0] for _ in range(32)]
         for _ in line[1:]:
             clock.now += jitter_s
             queue.pop()
@@ -351,8 +397,8 @@ def test_a_place_tells_the_wait_at_the_measured_rate() -> None:
 def test_expiry_is_exact_and_the_class_limits_what_a_caller_may_ask_for() -> None:
     clock = Clock()
     queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room(timeout_s=5)}, clock=clock)
-    patient = queue.push(None, tenant="t", priority=Priority.LOW, timeout_s=100)
-    hasty = queue.push(None, tenant="t", priority=Priority.LOW, timeout_s=2)
+    patient, _ = queue.push(None, tenant="t", priority=Priority.LOW, timeout_s=100)
+    hasty, _ = queue.push(None, tenant="t", priority=Priority.LOW, timeout_s=2)
     clock.now = math.nextafter(1002, 0)
     assert queue.expire() == []
     clock.now = 1002
@@ -364,7 +410,7 @@ def test_expiry_is_exact_and_the_class_limits_what_a_caller_may_ask_for() -> Non
 
 def test_a_ticket_that_left_is_unknown() -> None:
     queue: WaitingQueue[object] = WaitingQueue({Priority.LOW: room()})
-    ticket = queue.push(None, tenant="t", priority=Priority.LOW)
+    ticket, _ = queue.push(None, tenant="t", priority=Priority.LOW)
     assert queue.pop() is ticket
     assert queue.remove(ticket) is False
     with pytest.raises(KeyError):
@@ -382,7 +428,7 @@ def test_nothing_of_a_tenant_stays_behind(way_out: str) -> None:
     gone = []
     for number in range(1000):
         item = Item()
-        ticket = queue.push(item, tenant=f"tenant {number}", priority=Priority.LOW)
+        ticket, none = queue.push(item, tenant=f"tenant {number}", priority=Priority.LOW)
         gone.append(weakref.ref(item))
         if way_out == "pop":
             queue.pop()
@@ -391,6 +437,7 @@ def test_nothing_of_a_tenant_stays_behind(way_out: str) -> None:
         else:
             clock.now += 5
             queue.expire()
+        assert none is None
         del item, ticket
     assert not any(reference() for reference in gone)
     queue.check_integrity()  # no idle tenant, and few stale deadlines

@@ -92,7 +92,10 @@ def make(
     shared: bool = False,
 ) -> Scheduler:
     clock = clock or Clock()
-    waiting: WaitingQueue[Call] = WaitingQueue((queue or QueueConfig()).classes(), clock=clock)
+    queue = queue or QueueConfig()
+    waiting: WaitingQueue[Call] = WaitingQueue(
+        queue.classes(), capacity=queue.together, clock=clock
+    )
     return Scheduler(
         waiting,
         slots=scheduler_slots,
@@ -126,6 +129,11 @@ def call(
         sampling=Sampling(max_tokens=max_tokens),
     )
     return admit(request, tuple(prompt), LIMITS, arrived=arrived)
+
+
+def work(call: Call) -> int:
+    """In tokens, all that it may come to."""
+    return len(call.prompt) + sum(sequence.max_tokens for sequence in call.sequences)
 
 
 def step_of(scheduler: Scheduler) -> Step:
@@ -189,13 +197,34 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, **options: Any) -> Any:
         made = call(arrived=self.clock.now, **options)
         priority = made.request.priority
-        if sum(c.request.priority is priority for c in self.waiting) >= 3:
-            with pytest.raises(Overloaded):
-                self.scheduler.add(made)
+        full = sum(c.request.priority is priority for c in self.waiting) >= 3
+        no_room = full or len(self.waiting) >= 7  # three, three and the fifth of three
+        try:
+            gone = self.scheduler.add(made)
+        except Overloaded:
+            assert no_room
             return multiple()
-        self.scheduler.add(made)
+        if gone is not None:
+            assert no_room
+            assert gone in self.waiting
+            assert not gone.preempted
+            assert gone.started is None
+            self.check_gone(gone, made, full=full)
+            self.forget(gone)
+        else:
+            assert not no_room
         self.waiting.append(made)
         return made
+
+    def check_gone(self, gone: Call, newcomer: Call, *, full: bool) -> None:
+        rank = list(Priority).index
+        if full or gone.request.priority is newcomer.request.priority:
+            assert gone.request.priority is newcomer.request.priority
+            assert work(gone) > work(newcomer)
+        else:
+            fresh = [c for c in self.waiting if not c.preempted]
+            lowest = max(rank(c.request.priority) for c in fresh)
+            assert rank(newcomer.request.priority) < rank(gone.request.priority) == lowest
 
     @rule(gone=calls)
     def cancel(self, gone: Call) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import Phase, settings
@@ -23,21 +24,35 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.config import PathsConfig
+from deployments.caching.cache import ResponseCache
+from deployments.config import (
+    GatewayConfig,
+    GuardrailsConfig,
+    PathsConfig,
+    PlanConfig,
+    PriceConfig,
+)
 from deployments.gateway.app import create_app, routes
 from deployments.gateway.openapi import document
 from deployments.gateway.policies.path_filter import decoded, name_prefixes
 from deployments.gateway.services import Services
+from deployments.guardrails.kinds import PiiKind
 from deployments.tenants import idempotency
 from deployments.tenants.directory import Directory
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.keys import Peppers
+from deployments.tenants.meter import Meter
 from deployments.tenants.principal import GRANTS, Principal, Role
 from deployments.tenants.principal import Scope as Right
 from deployments.webhooks.inbox import Inbox
 from models.errors import PlatformError, Unauthorized
+from state.cache import Bounds, Lenient
+from state.cache.memory import MemoryCache
+from state.counters import Strategy
+from state.counters.memory import MemoryCounters
 from state.database import Database
 from state.places import sqlite_url
+from tests.gateway.asgi import BASE
 from tests.gateway.fakes import World
 
 
@@ -48,7 +63,9 @@ class AKeyForEachRole:
         if credential not in list(Role):
             raise Unauthorized("This is no key.")
         role = Role(credential)
-        return Principal(tenant="acme", subject=f"key:{role}", role=role, scopes=GRANTS[role])
+        return Principal(
+            tenant="acme", subject=f"key:{role}", role=role, scopes=GRANTS[role], plan="all"
+        )
 
 
 class Anew:
@@ -69,9 +86,32 @@ class Anew:
 
 
 def surroundings() -> Services:
-    """With keys and a database, so that every route is served."""
+    """With keys and a database, so that every route is served; and with all that may stand before
+    a model: limits, cache, guardrails.
+    """
     database: Any = Anew(sqlite_url(Path(tempfile.mkdtemp(), "frontier.db")))
     world = World()
+    world.config = GatewayConfig(
+        guardrails=GuardrailsConfig.model_validate(
+            {
+                "max_prompt_chars": 2000,
+                "categories": {"plans": {"words": ["red flag"], "output": "mask"}},
+                "pii": {kind: {"input": "mask", "output": "mask"} for kind in PiiKind},
+            }
+        ),
+    )
+    world.cache = ResponseCache(
+        store=Lenient(MemoryCache(Bounds(max_bytes=10**6, max_entry_bytes=10**5))),
+        ttl_s=60,
+        emit=world.recorder,
+    )
+    world.meter = Meter(
+        counters=MemoryCounters(),
+        plans={"all": PlanConfig(tokens_per_day=10**12, concurrent_requests=10**6)},
+        strategy=Strategy.SLIDING_WINDOW,
+        prices={"smollm2": PriceConfig(input_per_million=1, output_per_million=1)},
+        emit=world.recorder,
+    )
     world.authenticator = AKeyForEachRole()
     world.directory = Directory(
         database, Peppers.of({"FRONTIER_KEY_SECRETS": "a secret of the tests"})
@@ -168,6 +208,20 @@ def refused_by_its_path(answer: Any) -> int | None:
     except PlatformError as error:
         return error.status
     return None
+
+
+async def test_all_of_it_is_on() -> None:
+    """Or what follows would not be about it."""
+    transport = httpx.ASGITransport(schema.app)
+    asked = {"model": "smollm2", "prompt": "mail a@b.example", "params": {"temperature": 0}}
+    headers = {"authorization": f"Bearer {Role.ADMIN}"}
+    async with httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers) as client:
+        answers = [await client.post("/v1/infer", json=asked) for _ in range(2)]
+        flagged = await client.post("/v1/infer", json=asked | {"prompt": "red flag"})
+    assert [answer.headers.get("x-cache") for answer in answers] == ["miss", "hit"]
+    assert "tokens_per_day" in answers[0].headers["ratelimit"]
+    assert flagged.status_code == 400
+    assert flagged.json()["error"]["details"]["guardrail"]
 
 
 @pytest.mark.slow

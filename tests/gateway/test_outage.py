@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import orjson
 import pytest
 import sqlalchemy as sa
+from starlette.types import ASGIApp
 
 from deployments.config import PlanConfig, PriceConfig
 from deployments.gateway.app import create_app
@@ -31,6 +33,9 @@ from deployments.tenants.keys import Peppers
 from deployments.tenants.ledger import Ledger
 from deployments.tenants.meter import Meter
 from deployments.tenants.principal import Principal, Role
+from deployments.webhooks.inbox import Inbox
+from deployments.webhooks.signature import signed
+from deployments.webhooks.sources import Source, Sources
 from state import tables
 from state.counters import Counters, Strategy
 from state.counters import redis as redis_counters
@@ -40,8 +45,9 @@ from state.database import Database, LazyDatabase
 from state.errors import StateUnavailable
 from state.patience import ANSWER_S, SERVER_S
 from state.places import sqlite_url
+from tests.attacks.dial import Dial
 from tests.gateway.asgi import BASE
-from tests.gateway.fakes import FakeGenerator, World
+from tests.gateway.fakes import NOW, FakeGenerator, World
 from tests.gateway.server import LiveServer
 from tests.gateway.test_chat import PATH as CHAT
 from tests.gateway.test_chat import asking
@@ -53,7 +59,15 @@ pytestmark = [pytest.mark.outage, pytest.mark.timeout(120)]
 BUSY_S = 0.3
 """On top of the promise, and of what the event loop itself was late (``Pulse``): clients, gateway
 and servers of this test share the machine's cores with whatever else it runs."""
-KINDS = ("whole", "stream", "once", "usage", "ready", "whole", "stream", "once")
+KINDS = (
+    *("whole", "stream", "once", "usage", "ready", "whole", "stream", "once"),
+    *("infer", "infer/stream", "socket", "embeddings", "webhook"),
+)
+ALL = tuple(dict.fromkeys(KINDS))
+UNMETERED = {"usage", "webhook"}
+"""They need no counters."""
+GOOD = {(200, None), (503, "STATE_UNAVAILABLE"), (503, "UNAVAILABLE"), (1013, None)}
+SECRET = b"a secret of these tests"
 DAY = 10**9
 OUTAGE_S = 5.0
 STALE_S = 1.2
@@ -126,6 +140,7 @@ class Pulse:
 class Gateway:
     """One gateway over ``database`` and ``counters``, and all that it was asked and answered."""
 
+    app: ASGIApp
     client: httpx.AsyncClient
     world: World
     ledger: Ledger
@@ -148,21 +163,49 @@ class Gateway:
                 answer = await self.client.get("/admin/v1/usage", headers=headers)
             case "ready":
                 answer = await self.client.get("/readyz")
+            case "infer" | "infer/stream":
+                body = {"model": "smollm2", "prompt": "hi", "params": {"max_tokens": 8}}
+                answer = await self.client.post(f"/v1/{what}", json=body, headers=headers)
+            case "socket":
+                status, code = await self.dial(headers)
+                return self.told(what, status, code, began)
+            case "embeddings":
+                body = {"model": "minilm", "input": "hi"}
+                answer = await self.client.post("/v1/embeddings", json=body, headers=headers)
+            case "webhook":
+                body = orjson.dumps(
+                    {"id": f"{len(self.answers)}-{began}", "type": "t", "payload": 1}
+                )
+                proof = {"x-webhook-signature": signed(body, (SECRET,), at=int(NOW))}
+                headers = {"content-type": "application/json", **proof}
+                answer = await self.client.post("/webhooks/ingest", content=body, headers=headers)
             case _:
                 if what == "once":
                     headers["idempotency-key"] = f"{len(self.answers)}-{began}"
                 body = asking(max_tokens=8, stream=what == "stream", **fields)
                 answer = await self.client.post(CHAT, json=body, headers=headers)
         error = answer.json()["error"] if answer.status_code != 200 else None
-        told = Told(
-            what=what,
-            status=answer.status_code,
-            code=None if error is None else error["code"],
-            began=began,
-            ended=loop.time(),
-        )
+        return self.told(what, answer.status_code, error and error["code"], began)
+
+    def told(self, what: str, status: int, code: str | None, began: float) -> Told:
+        ended = asyncio.get_running_loop().time()
+        told = Told(what=what, status=status, code=code, began=began, ended=ended)
         self.answers.append(told)
         return told
+
+    async def dial(self, headers: dict[str, str]) -> tuple[int, str | None]:
+        """What one request on a socket of its own is told: as HTTP would say it, or the code with
+        which the socket is refused.
+        """
+        async with Dial(self.app, "/v1/infer/ws", headers) as socket:
+            if not socket.opened:
+                return socket.code or 0, None
+            await socket.say({"type": "infer", "id": "a", "model": "smollm2", "prompt": "hi"})
+            while (told := await socket.hear())["event"] == "token":
+                pass
+        if told["event"] == "done":
+            return 200, None
+        return 503, told["data"]["error"]["code"]
 
     async def load(self, what: str) -> None:
         while not self.enough.is_set():
@@ -183,8 +226,8 @@ class Gateway:
 
     async def healed(self) -> None:
         """Every kind of request succeeds; nothing was done to this gateway."""
-        async with asyncio.timeout(20):
-            for what in ("whole", "stream", "once", "usage", "ready"):
+        async with asyncio.timeout(30):
+            for what in ALL:
                 while (await self.ask(what)).status != 200:  # noqa: ASYNC110  # as clients do
                     await asyncio.sleep(0.05)
 
@@ -203,8 +246,12 @@ async def gateway(url: str, counters: Counters) -> AsyncIterator[Gateway]:
         database = LazyDatabase(url, patience_s=SERVER_S)
         stack.push_async_callback(database.close)
         directory = Directory(database, peppers)
+        await eventually(database.ping)  # its tables are made, however busy the machine is
         async with database.write() as c:  # of the test before
-            for table in (tables.usage, tables.idempotency, tables.api_keys, tables.tenants):
+            for table in (
+                *(tables.usage, tables.idempotency, tables.webhook_events),
+                *(tables.api_keys, tables.tenants),
+            ):
                 await c.execute(table.delete())
         await directory.create("acme", plan="busy", by="me")
         _, key = await directory.issue("acme", by="me")
@@ -222,6 +269,7 @@ async def gateway(url: str, counters: Counters) -> AsyncIterator[Gateway]:
             check=ledger.check,
             looks_s=(0.5, 1.0),
         )
+        source = Source(name="default", tenant="acme", secrets=lambda: (SECRET,))
         state: dict[str, Callable[[], Awaitable[None]]] = {
             "database": database.ping,
             "counters": counters.ping,
@@ -231,15 +279,18 @@ async def gateway(url: str, counters: Counters) -> AsyncIterator[Gateway]:
             authenticator=KeyAuthenticator(directory, peppers, clock=clock),
             directory=directory,
             idempotency=IdempotencyRecords(database, ttl_s=3600),
+            inbox=Inbox(database, dedupe_s=3600),
+            webhook_sources=Sources({"default": source}),
             meter=meter,
             emit=fan_out(world.recorder, ledger),
             ready=lambda: readiness({}, state),
         )
-        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+        app = create_app(services)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         client = await stack.enter_async_context(
             httpx.AsyncClient(transport=transport, base_url=BASE, timeout=60)
         )
-        yield Gateway(client, world, ledger, database, key.text, admin.text, meter, reserved)
+        yield Gateway(app, client, world, ledger, database, key.text, admin.text, meter, reserved)
         await meter.close()
         await ledger.close()
 
@@ -268,11 +319,13 @@ def noting(counters: Counters, reserved: list[str]) -> Counters:
 def check_answers(gateway: Gateway) -> None:
     """What every answer must be, whenever it was asked for."""
     answered = Counter((told.status, told.code) for told in gateway.answers)
-    good = {(200, None), (503, "STATE_UNAVAILABLE"), (503, "UNAVAILABLE")}
-    assert set(answered) <= good, answered
+    assert set(answered) <= GOOD, answered
     for told in gateway.answers:
-        if told.status == 503:
+        if told.status == 1013:
+            assert told.what == "socket"
+        elif told.status == 503:
             assert told.code == ("UNAVAILABLE" if told.what == "ready" else "STATE_UNAVAILABLE")
+        if told.status != 200:
             assert told.took_s - gateway.pulse.late_s(told) < ANSWER_S + BUSY_S, told
 
 
@@ -280,15 +333,18 @@ async def check_the_ledger(gateway: Gateway, *, counters_remember: bool = True) 
     """Nothing was computed unmetered, nothing is lost, and nothing is there twice."""
     computed = [request.id for request in gateway.world.generator.requests]
     assert len(gateway.reserved) >= len(computed)
-    rows = await gateway.rows()
+    everything = await gateway.rows()
+    rows = [row for row in everything if row["model"] == "smollm2"]
     assert sorted(row["request_id"] for row in rows) == sorted(computed)
     assert {row["cost"] for row in rows} == {8}, "5 tokens in, 3 out"
+    embedded = [row["prompt_tokens"] for row in everything if row["model"] == "minilm"]
+    assert len(embedded) == len(gateway.world.embedder.calls)
     while gateway.meter._tasks:
         await asyncio.wait(gateway.meter._tasks)
     if counters_remember:
         levels = await gateway.meter.levels(await Busy().principal(""))
         used = DAY - {level.name: level.remaining for level in levels}["tokens_per_day"]
-        assert used == 8 * len(rows), "the counters say what the ledger says"
+        assert used == 8 * len(rows) + sum(embedded), "the counters say what the ledger says"
 
 
 @asynccontextmanager
@@ -326,7 +382,9 @@ async def test_a_database_that_goes_away_under_load(
         began, ended = span
         within = [t for t in it.answers if began + STALE_S < t.began and t.ended < ended]
         assert {told.what for told in within} == set(KINDS)
-        assert {told.status for told in within} == {503}, "what is not fresh is not known"
+        for told in within:
+            expected = 1013 if told.what == "socket" else 503
+            assert told.status == expected, "what is not fresh is not known"
         await check_the_ledger(it)
 
 
@@ -342,8 +400,7 @@ async def test_counters_that_go_away_under_load(
         within = [told for told in it.answers if began + 0.1 < told.began and told.ended < ended]
         for what in KINDS:
             statuses = {told.status for told in within if told.what == what}
-            assert 503 in statuses or what == "usage"
-            assert 200 not in statuses or what == "usage", "it alone needs no counters"
+            assert statuses == ({200} if what in UNMETERED else {503}), what
         await check_the_ledger(it, counters_remember=way == "freeze")
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from deployments.caching.cache import ResponseCache
-from deployments.config import PlanConfig, PriceConfig
+from deployments.config import Cors, GatewayConfig, PlanConfig, PriceConfig
 from deployments.gateway.app import create_app
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.meter import Meter
@@ -86,20 +86,54 @@ async def test_an_answer_says_where_the_limits_stand(
 ) -> None:
     answer = await client.post(CHAT, json=asking(max_tokens=100))
     assert answer.status_code == 200
-    told = answer.headers
-    assert told["x-ratelimit-limit-rpm"] == told["x-ratelimit-limit"] == "5"
-    assert told["x-ratelimit-remaining-rpm"] == told["x-ratelimit-remaining-requests"] == "4"
-    assert told["x-ratelimit-reset-minute"] == "60"
-    assert told["x-ratelimit-reset-tokens"] == "60s"
+    told = {name: value for name, value in answer.headers.items() if "limit" in name}
     reserved = 1000 - int(told["x-tokenlimit-remaining-permin"])
     assert 100 < reserved < 300
-    assert told["ratelimit-policy"].startswith('"requests_per_minute";q=5;w=60, "tokens')
-    assert told["ratelimit"].startswith('"requests_per_minute";r=4;t=60, ')
+    assert told.pop("ratelimit-policy").startswith('"requests_per_minute";q=5;w=60, "tokens')
+    assert told.pop("ratelimit").startswith('"requests_per_minute";r=4;t=60, ')
+    assert told == {
+        "x-ratelimit-limit-rpm": "5",
+        "x-ratelimit-remaining-rpm": "4",
+        "x-ratelimit-reset-minute": "60",
+        "x-ratelimit-limit": "5",
+        "x-ratelimit-remaining": "4",
+        "x-ratelimit-reset": "60",
+        "x-tokenlimit-limit-permin": "1000",
+        "x-tokenlimit-remaining-permin": f"{1000 - reserved}",
+        "x-ratelimit-limit-requests": "5",
+        "x-ratelimit-remaining-requests": "4",
+        "x-ratelimit-reset-requests": "60s",
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": f"{1000 - reserved}",
+        "x-ratelimit-reset-tokens": "60s",
+    }
     assert await left(meter) == {
         "requests_per_minute": 4,
         "tokens_per_minute": 1000 - 8,  # 5 of the prompt and 3 of the answer, as the engine says
         "concurrent_requests": 2,
     }
+
+
+async def test_openais_names_are_for_openais_routes(
+    client: httpx.AsyncClient, meter: Meter
+) -> None:
+    answer = await client.post("/v1/models/digits/predict", json={"inputs": [1]})
+    assert answer.headers["x-ratelimit-remaining"] == "4"
+    assert not [name for name in answer.headers if name.endswith(("-requests", "-tokens"))]
+
+
+async def test_a_script_of_an_allowed_origin_may_read_them(world: World, meter: Meter) -> None:
+    world.config = GatewayConfig(cors=Cors(allow_origins=("https://a.example",)))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(world.services())),
+        base_url=BASE,
+        headers={"authorization": "Bearer fr_1", "origin": "https://a.example"},
+    ) as client:
+        answer = await client.post(CHAT, json=asking(max_tokens=100))
+    exposed = answer.headers["access-control-expose-headers"].lower().split(", ")
+    told = {name for name in answer.headers if "limit" in name}
+    assert len(told) == 16
+    assert told <= set(exposed)
 
 
 async def test_a_stream_is_settled_by_its_usage(client: httpx.AsyncClient, meter: Meter) -> None:

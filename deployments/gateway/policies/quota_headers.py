@@ -15,6 +15,25 @@ from deployments.gateway.exchange import exchange_of
 from deployments.tenants.plans import WINDOWS_MS, LimitName
 from state.counters import Level
 
+NAMES = (
+    "X-RateLimit-Limit-RPM",
+    "X-RateLimit-Remaining-RPM",
+    "X-RateLimit-Reset-Minute",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-TokenLimit-Limit-PerMin",
+    "X-TokenLimit-Remaining-PerMin",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for of in ("requests", "tokens")
+        for what in ("limit", "remaining", "reset")
+    ),
+    "RateLimit",
+    "RateLimit-Policy",
+)
+"""All of them, for browsers, which let scripts read no others than they are told of."""
+
 
 class QuotaHeaders:
     def __init__(self, app: ASGIApp) -> None:
