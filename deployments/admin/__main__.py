@@ -192,7 +192,7 @@ async def _retention(directory: Directory, given: argparse.Namespace) -> None:
     if not given.yes:
         say(f"would remove {_facts(await retention.count())}; add --yes")
         return
-    say(f"removed {_facts(await retention.enforce())}")
+    say(f"removed {_facts(await retention.enforce(by=myself()))}")
 
 
 async def _bootstrap(directory: Directory, _: argparse.Namespace) -> None:

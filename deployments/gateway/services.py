@@ -142,12 +142,15 @@ class Adapters(Protocol):
         """
         ...
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         """Make a version the champion of ``name``, once ``model`` has shown that it runs it.
 
         Args:
             source: ``registry:NAME@VERSION_OR_ALIAS``, or the folder of a sealed artifact,
                 which is registered first; ``None``: the newest version of ``name``.
+            by: who does so, for the audit log.
 
         Raises:
             InvalidInput, NotFound: no such source, or no adapter of this model.
@@ -155,7 +158,7 @@ class Adapters(Protocol):
         """
         ...
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         """No longer answer with ``name``. Its versions stay in the registry.
 
         Raises:
@@ -171,10 +174,12 @@ class NoAdapters:
     async def published(self) -> Sequence[PublishedAdapter]:
         return ()
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         raise Unavailable("There is no registry here that could publish adapters.")
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         raise NotFound(f"The adapter {name!r} of {model!r} is not published.", param="name")
 
 

@@ -208,14 +208,16 @@ class FakeAdapters:
             raise self.error
         return list(self.found.values())
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         if self.error is not None:
             raise self.error
         if name not in self.known:
             raise NotFound(f"There is no {name!r} in the registry.", param="name")
         return self.add(model, name)
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         if self.found.pop(f"{model}:{name}", None) is None:
             raise NotFound(f"The adapter {name!r} of {model!r} is not published.", param="name")
 
