@@ -114,9 +114,7 @@ class RegistryAdapters:
             )
         self._listed = -math.inf
 
-    async def _version(
-        self, registry: Registry, name: str, source: str | None, by: str
-    ) -> Version:
+    async def _version(self, registry: Registry, name: str, source: str | None, by: str) -> Version:
         """What shall be published, as a version of ``name``."""
         if source is None:
             newest = (await registry.versions(name, limit=1)).items

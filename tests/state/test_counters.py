@@ -27,6 +27,7 @@ START = datetime(2026, 11, 24, 23, 59, tzinfo=UTC).timestamp()
 per_minute = Limit(name="requests", strategy=Strategy.FIXED_WINDOW, amount=10, window_ms=MINUTE)
 sliding = Limit(name="tokens", strategy=Strategy.SLIDING_WINDOW, amount=100, window_ms=MINUTE)
 bucket = Limit(name="bucket", strategy=Strategy.TOKEN_BUCKET, amount=60, window_ms=MINUTE)
+small = Limit(name="small", strategy=Strategy.FIXED_WINDOW, amount=100, window_ms=MINUTE)
 at_once = Limit(name="running", strategy=Strategy.CONCURRENT, amount=2)
 monthly = Limit(name="budget", strategy=Strategy.FIXED_WINDOW, amount=1_000_000)
 
@@ -303,6 +304,32 @@ def test_who_opens_a_file_that_another_is_making_waits(tmp_path: Path) -> None:
     assert asyncio.run(take(counters, "a", (per_minute, 1)))
     timer.join()
     maker.close()
+
+
+@pytest.mark.parametrize("limit", [per_minute, sliding, bucket, monthly, at_once])
+async def test_what_is_spent_is_not_what_is_held(make: Make, limit: Limit) -> None:
+    clock = Clock()
+    one, other = make(clock), make(clock)
+    unit = 1 if limit is at_once else limit.amount // 10
+    for name in "ab":
+        assert await take(one, name, (limit, unit), (small, 1))
+    assert (await other.spent("acme", limit)).remaining == limit.amount
+    assert await one.settle("acme", "a", {limit.name: unit // 2})
+    used = 0 if limit is at_once else unit // 2
+    assert (await other.spent("acme", limit)).remaining == limit.amount - used
+    level = await other.spent("acme", limit)
+    [held] = await other.levels("acme", [Demand(limit=limit, amount=0)])
+    assert held.remaining == level.remaining - unit
+    assert (level.name, level.amount) == (held.name, held.amount)
+    assert await one.settle("acme", "b", {})
+    expired = 0 if limit is at_once else used + unit
+    assert (await other.spent("acme", limit)).remaining == limit.amount - expired
+    assert await take(one, "c", (limit, unit), ttl_s=1)
+    assert (await other.spent("acme", limit)).remaining == limit.amount - expired
+    clock.now += 1
+    back = 1 if limit is bucket else 0  # it has flowed
+    lost = 0 if limit is at_once else unit
+    assert (await other.spent("acme", limit)).remaining == limit.amount - expired - lost + back
 
 
 async def test_an_owner_is_forgotten_whole(make: Make) -> None:

@@ -47,6 +47,7 @@ def metering(counters: Counters, events: list[Event] | None = None, **facts: obj
         "strategy": Strategy.SLIDING_WINDOW,
         "prices": PRICES,
         "looks_s": (),
+        "watch_s": 0,
         "emit": [].append if events is None else events.append,
     }
     return Meter(counters=counters, **(told | facts))  # type: ignore[arg-type]
@@ -187,6 +188,54 @@ async def test_budgets_are_told_of_once_a_share(clock: Clock) -> None:
         await meter.admit(DEVELOPER, "m", Work(prompt_tokens=1))
     assert events[-1] == QuotaDenied(tenant="acme", limit="budget_per_month")
     await meter.close()
+
+
+async def test_a_budget_that_is_only_reserved_is_not_told_of(clock: Clock) -> None:
+    """One request that may need all of it would else tell, once and for all, of 100 percent."""
+    events: list[Event] = []
+    plan = PlanConfig(budget_per_month=0.001)
+    meter, other = (
+        metering(counters, events, plans={"small": plan})
+        for counters in [MemoryCounters(clock)] * 2
+    )
+
+    def shares() -> list[float]:
+        return [event.share for event in events if isinstance(event, BudgetReached)]
+
+    large = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=300))
+    await settle(meter, large, Work(prompt_tokens=100))
+    assert shares() == [], "a tenth was used of what was reserved"
+    running = await other.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    small = Work(prompt_tokens=100)
+    await settle(meter, await meter.admit(DEVELOPER, "m", small), small)
+    assert shares() == [], "a fifth, while another gateway's request holds three tenths"
+    await settle(other, running, Work(completion_tokens=100))
+    assert shares() == [0.5], "by the one that held it, though nobody reserves any more"
+    await settle(
+        meter, await meter.admit(DEVELOPER, "m", Work(prompt_tokens=500)), Work(prompt_tokens=500)
+    )
+    assert shares() == [0.5, 1.0]
+    await meter.close()
+
+
+async def test_what_a_gateway_that_died_had_reserved_is_spent_when_its_lease_is_over(
+    clock: Clock,
+) -> None:
+    events: list[Event] = []
+    plan = PlanConfig(budget_per_month=0.001)
+    counters = MemoryCounters(clock)
+    dying, other = (metering(counters, events, plans={"small": plan}) for _ in range(2))
+    await dying.admit(DEVELOPER, "m", Work(prompt_tokens=1000))
+    for alerted in ([], [1.0]):
+        with pytest.raises(QuotaExceeded):
+            await other.admit(DEVELOPER, "m", Work(prompt_tokens=1))
+        while other._tasks:
+            await asyncio.wait(other._tasks)
+        assert [event.share for event in events if isinstance(event, BudgetReached)] == alerted
+        clock.now += module.LEASE_S
+    assert dying._renewing is not None
+    dying._renewing.cancel()
+    await other.close()
 
 
 async def test_without_a_plan_nothing_is_counted(meter: Meter) -> None:
