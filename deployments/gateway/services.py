@@ -50,6 +50,8 @@ class EmbedResult:
     """Read of each input, in order."""
     answered_by: str | None = None
     """As of ``models.contracts.Delta``."""
+    version: str | None = None
+    """As of ``models.contracts.Versions``."""
     remembered_tokens: int = 0
     """Of ``tokens``, those that nobody read for this call."""
 
@@ -105,6 +107,8 @@ class ServedModel:
     context: int | None = None
     """Tokens of prompt and output together, where the model has such a limit."""
     owned_by: str = "frontier-run"
+    version: str | None = None
+    """As of ``models.contracts.Versions``, where the configuration says; else an answer may."""
     identity: str | None = None
     """A name for exactly what answers, without an adapter; ``None``: it may change unnoticed,
     so its answers are not cached."""

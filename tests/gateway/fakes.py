@@ -33,6 +33,7 @@ from models.contracts import (
     TokenLogprob,
     TopLogprob,
     Usage,
+    Versions,
 )
 from models.errors import NotFound
 
@@ -55,6 +56,7 @@ class FakeGenerator:
     prompt_tokens: int = 5
     finish_reason: FinishReason | None = FinishReason.STOP
     answered_by: str | None = "smollm2-1"
+    versions: Versions | None = None
     adapter_sha256: str = "a" * 64
     """Of whatever adapter is asked for."""
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -79,6 +81,7 @@ class FakeGenerator:
                         text=piece,
                         token_ids=(said,),
                         logprobs=_logprobs(request, piece),
+                        versions=self.versions if said == index == 0 else None,
                     )
             for index in range(request.n):
                 last = index == request.n - 1
@@ -266,6 +269,7 @@ class World:
                     sampling=self.sampling,
                     created=1_700_000_000,
                     context=2048,
+                    version="wheel:smollm2==1",
                     identity="smollm2-1",
                 ),
                 "org/model:v1": ServedModel(
@@ -279,6 +283,7 @@ class World:
                     task="embed",
                     embedder=self.embedder,
                     created=1_700_000_002,
+                    version="wheel:minilm==1",
                     identity="minilm-1",
                 ),
                 "digits": ServedModel(
