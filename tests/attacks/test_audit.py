@@ -1,4 +1,4 @@
-"""Nobody changes the control plane unseen: every route that does leaves who it was in the audit log.
+"""Nobody changes the control plane unseen: every route that does leaves who it was in the log.
 
 Over a real registry and a real database, as gateways have them.
 """

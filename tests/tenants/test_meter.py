@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,52 @@ def test_however_often_it_is_extended_it_is_settled_to_what_was_used(
         await meter.close()
 
     asyncio.run(tell())
+
+
+async def test_a_tenant_s_own_limits_hold_in_place_of_its_plan_s(meter: Meter) -> None:
+    own = {"requests_per_minute": 1, "tokens_per_minute": None, "requests_per_hour": 2}
+    special = replace(DEVELOPER, overrides=own)
+    admission = await meter.admit(special, "m", Work(completion_tokens=3000))
+    assert {level.name: (level.amount, level.remaining) for level in admission.levels} == {
+        "requests_per_minute": (1, 0),
+        "requests_per_hour": (2, 1),
+        "concurrent_requests": (3, 2),
+        "budget_per_month": (10_000, 1000),
+    }, "more tokens than the plan has in a minute; the others are the plan's"
+    with pytest.raises(QuotaExceeded, match="limit of 1 requests per minute"):
+        await meter.admit(special, None, Work())
+    await meter.admit(DEVELOPER, None, Work(completion_tokens=1000))
+    assert {level.name for level in await meter.levels(special)} == {
+        *("requests_per_minute", "requests_per_hour", "concurrent_requests", "budget_per_month")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "window_s"),
+    [
+        ("requests_per_minute", 60),
+        ("requests_per_hour", 3600),
+        ("requests_per_day", 86_400),
+        ("tokens_per_minute", 60),
+        ("tokens_per_day", 86_400),
+    ],
+)
+async def test_each_limit_has_the_window_it_is_named_after(
+    clock: Clock, name: str, window_s: int
+) -> None:
+    clock.now = 1_800_000_000 // 86_400 * 86_400.0  # where all of them begin
+    plan = PlanConfig.model_validate({name: 2})
+    meter = metering(MemoryCounters(clock), plans={"small": plan}, strategy=Strategy.FIXED_WINDOW)
+    work = Work(completion_tokens=1)
+    for _ in range(2):
+        await settle(meter, await meter.admit(DEVELOPER, None, work), work)
+    clock.now += window_s - 1
+    with pytest.raises(QuotaExceeded, match=name.replace("_", " ")) as told:
+        await meter.admit(DEVELOPER, None, work)
+    assert told.value.retry_after == 1
+    clock.now += 1
+    await settle(meter, await meter.admit(DEVELOPER, None, work), work)
+    await meter.close()
 
 
 async def test_a_refusal_says_which_limit_and_when(meter: Meter, clock: Clock) -> None:

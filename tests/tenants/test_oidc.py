@@ -139,16 +139,11 @@ async def test_claims_that_are_wrong(
         await tokens.principal(issuer.token(**claims))
 
 
-async def test_clocks_may_differ_a_little(tokens: OidcAuthenticator, issuer: Issuer) -> None:
-    await tokens.principal(issuer.token(exp=time.time() - 5))
-    await tokens.principal(issuer.token(nbf=time.time() + 5))
-
-
 @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
-async def test_and_no_more_than_a_little(
+async def test_clocks_may_differ_a_little_and_no_more(
     tokens: OidcAuthenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch, claim: str
 ) -> None:
-    """A second inside of the ten that are configured, and a second beyond them."""
+    """A second inside the ten that are configured, and a second beyond them."""
     now = int(time.time())
 
     class Still(datetime):
