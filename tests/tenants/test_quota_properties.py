@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +21,7 @@ from deployments.tenants.plans import LimitName
 from deployments.tenants.principal import GRANTS, Principal, Role
 from state.counters import Counters, Demand, Reservation, Strategy
 from state.counters.memory import MemoryCounters
-from state.counters.redis import RedisCounters
-from state.counters.sqlite import SqliteCounters
-from tests.servers import RedisServer, redis_server
 from tests.virtual_time import virtually
-
-__all__ = ["redis_server"]
 
 WHO = Principal(
     tenant="acme", subject="key:1", role=Role.DEVELOPER, scopes=GRANTS[Role.DEVELOPER], plan="p"
@@ -123,8 +116,6 @@ class Fleet:
         *,
         delay_s: Callable[[], float],
         clock: Callable[[], float],
-        lease_s: float = LEASE_S,
-        looks_s: Sequence[float] = (2.0, 8.0),
     ) -> None:
         self.wires = [Wire(store, delay_s, clock) for store in stores]
         self.meters = [
@@ -134,8 +125,7 @@ class Fleet:
                 strategy=strategy,
                 prices={},
                 emit=lambda _: None,
-                lease_s=lease_s,
-                looks_s=looks_s,
+                lease_s=LEASE_S,
             )
             for wire in self.wires
         ]
@@ -250,57 +240,3 @@ def test_no_interleaving_admits_more_than_the_quota(
         await ended(serving)
 
     virtually(story)
-
-
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
-@pytest.mark.parametrize("strategy", [Strategy.FIXED_WINDOW, Strategy.SLIDING_WINDOW])
-async def test_a_crowd_over_real_counters(
-    kind: str, strategy: Strategy, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """In real time, each gateway with a connection of its own, one of which dies."""
-    memory = MemoryCounters()
-
-    def store() -> Counters:
-        if kind == "memory":
-            return memory
-        if kind == "sqlite":
-            return SqliteCounters(tmp_path / "counters.db")
-        server: RedisServer = request.getfixturevalue("redis_server")
-        return RedisCounters(server.url, prefix=f"crowd:{strategy}:")
-
-    random, loop = Random(7), asyncio.get_running_loop()
-    stores = [store() for _ in range(GATEWAYS)]
-    fleet = Fleet(
-        stores,
-        strategy,
-        delay_s=lambda: random.random() / 100,
-        clock=loop.time,
-        lease_s=3.0,
-        looks_s=(0.1,),
-    )
-    asked = [
-        Ask(
-            at=random.random(),
-            gateway=number % GATEWAYS,
-            reserved=random.randint(1, 60),
-            share=random.random(),
-            takes_s=0.2 + random.random() / 5,
-            gives_up_s=random.choice([None, None, None, 0.01, 0.3]),
-        )
-        for number in range(150)
-    ]
-    serving = [asyncio.create_task(fleet.serve(ask)) for ask in asked]
-    await fleet.die(0, at=0.6)
-    living = [task for task, ask in zip(serving, asked, strict=True) if ask.gateway]
-    await asyncio.wait(living)
-    for meter in fleet.meters[1:]:
-        while meter._tasks:
-            await asyncio.wait(meter._tasks)
-    await asyncio.sleep(3.5)
-    fleet.check(asked, await left_of(stores[1], strategy), strategy)
-    assert fleet.most > 1
-    assert sum(ask.admitted is not None for ask in asked) > AT_ONCE
-    await ended(serving)
-    await ended(fleet.meters[0]._tasks)
-    for each in stores:
-        await each.close()
