@@ -332,6 +332,45 @@ async def test_what_is_spent_is_not_what_is_held(make: Make, limit: Limit) -> No
     assert (await other.spent("acme", limit)).remaining == limit.amount - expired - lost + back
 
 
+async def test_a_decision_is_one_round_trip_to_redis(redis_server: RedisServer) -> None:
+    sent: list[bytes] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+
+        async def back() -> None:
+            while piece := await to_reader.read(65_536):
+                writer.write(piece)
+
+        backward = asyncio.create_task(back())
+        while piece := await reader.read(65_536):
+            sent.append(piece)
+            to_writer.write(piece)
+        backward.cancel()
+        to_writer.close()
+        writer.close()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as between:
+        port = between.sockets[0].getsockname()[1]
+        counters = RedisCounters(f"redis://127.0.0.1:{port}/0", prefix=f"test:{uuid.uuid4().hex}:")
+        await counters.ping()
+        assert await take(counters, "first", (sliding, 1))  # from here on Redis has the script
+        wanted = [(per_minute, 1), (sliding, 1), (bucket, 1), (monthly, 1), (at_once, 1)]
+        asked = [Demand(limit=limit, amount=0) for limit, _ in wanted]
+        for call in (
+            lambda: take(counters, "a", *wanted),
+            lambda: take(counters, "b", (sliding, 1000)),
+            lambda: counters.renew("acme", "a", ttl_s=60),
+            lambda: counters.levels("acme", asked),
+            lambda: counters.spent("acme", sliding),
+            lambda: counters.settle("acme", "a", {"tokens": 0}),
+        ):
+            sent.clear()
+            await call()
+            assert len(sent) == 1, sent
+        await counters.close()
+
+
 async def test_an_owner_is_forgotten_whole(make: Make) -> None:
     counters = make(Clock())
     assert await take(counters, "running", (sliding, 80), (at_once, 1))
