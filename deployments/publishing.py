@@ -28,8 +28,6 @@ from state.patience import SERVER_S, promptly
 ADAPTER_FILE = "adapter_config.json"
 FIRST_LIST_S = 5.0
 """For a list where there is no older one: opening the registry is slower than asking it."""
-BY = "admin API"
-"""Who did it, in the audit log: there are no keys yet."""
 
 
 class RegistryAdapters:
@@ -75,12 +73,14 @@ class RegistryAdapters:
                 self._listed = self._clock()
             return self._list or ()
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         """See ``Adapters``."""
         try:
             registry = await self._catalogue.registry()
             before = await registry.alias(name, CHAMPION)
-            version = await self._version(registry, name, source)
+            version = await self._version(registry, name, source, by)
             if ADAPTER_FILE not in (await self._manifest(registry, version.artifact)).files:
                 raise InvalidInput(
                     f"{version} is a {version.kind} without {ADAPTER_FILE}; expected a LoRA"
@@ -91,7 +91,7 @@ class RegistryAdapters:
                 str(version),
                 CHAMPION,
                 expected=before.revision,
-                by=BY,
+                by=by,
                 reason=f"published for {model}",
                 approve=True,
             )
@@ -100,7 +100,7 @@ class RegistryAdapters:
         self._listed = -math.inf
         return _published(model, alias, version)
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         """See ``Adapters``."""
         self._listed = -math.inf
         if not any(a.model == model and a.name == name for a in await self.published()):
@@ -110,11 +110,11 @@ class RegistryAdapters:
         registry = await self._catalogue.registry()
         for alias in await registry.aliases(name):
             await registry.remove(
-                name, alias.alias, expected=alias.revision, by=BY, reason=f"withdrawn from {model}"
+                name, alias.alias, expected=alias.revision, by=by, reason=f"withdrawn from {model}"
             )
         self._listed = -math.inf
 
-    async def _version(self, registry: Registry, name: str, source: str | None) -> Version:
+    async def _version(self, registry: Registry, name: str, source: str | None, by: str) -> Version:
         """What shall be published, as a version of ``name``."""
         if source is None:
             newest = (await registry.versions(name, limit=1)).items
@@ -129,7 +129,7 @@ class RegistryAdapters:
             if found.name == name:
                 return found
             manifest = await self._manifest(registry, found.artifact)
-            return await registry.register(manifest, found.uri, by=BY, name=name)
+            return await registry.register(manifest, found.uri, by=by, name=name)
         folder = Path(source.removeprefix("path:"))
         if not folder.is_absolute() or "\0" in source:
             raise InvalidInput(
@@ -139,7 +139,7 @@ class RegistryAdapters:
             )
         manifest = await asyncio.to_thread(artifact.verify, folder)
         uri = await asyncio.to_thread(lambda: Store().publish(folder))
-        return await registry.register(manifest, uri, by=BY, name=name)
+        return await registry.register(manifest, uri, by=by, name=name)
 
     async def _published(self) -> list[PublishedAdapter]:
         registry = await self._catalogue.registry()

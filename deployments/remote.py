@@ -158,10 +158,12 @@ class RemoteEmbedder:
             *(self._ask(self._embed, list(part), standing) for part in parts)
         )
         answered_by = {result.answered_by for result in results}  # each by some replica
+        versions = {result.version for result in results}
         return EmbedResult(
             vectors=[vector for result in results for vector in result.vectors],
             tokens=[tokens for result in results for tokens in result.tokens],
             answered_by=answered_by.pop() if len(answered_by) == 1 else None,
+            version=versions.pop() if len(versions) == 1 else None,
         )
 
 

@@ -28,7 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.caching.cache import opened
-from deployments.caching.identity import identity, with_adapter
+from deployments.caching.identity import identity, version_name, with_adapter
 from deployments.catalogue import Catalogue, folder_of, keep_telling, located
 from deployments.config import (
     BatchLimits,
@@ -78,6 +78,7 @@ from models.contracts import (
     Sampling,
     Standing,
     Usage,
+    Versions,
 )
 from models.errors import InvalidInput, NotFound, PlatformError, Timeout
 from models.sources.registry import SCHEME
@@ -121,6 +122,7 @@ class GeneratorReplica:
         self._name = name
         self._identity = identity(model)
         self._version, folder = located(model)
+        self._called = self._version.name or version_name(model)
         self._catalogue = Catalogue()
         self._found: dict[str, Version] = {}
         threads = model.engine.threads or max(1, math.floor(model.replicas.cpus))
@@ -140,13 +142,17 @@ class GeneratorReplica:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | PlatformError]:
         """Deltas; a failure comes as the last item."""
         try:
-            answered_by = self._identity
+            answered_by, versions = self._identity, Versions(model=self._called)
             if request.adapter is not None:
                 version = await self._adapters.get(request.adapter)
                 request = replace(request, adapter=version.name)
+                versions = versions._replace(adapter=version.name)
                 if answered_by is not None and version.content_sha256 is not None:
                     answered_by = with_adapter(answered_by, version.content_sha256)
+            begun = False
             async for delta in self._engine.generate(request):
+                if not begun and delta.place is None:
+                    begun, delta = True, replace(delta, versions=versions)
                 if delta.usage is not None:
                     delta = replace(delta, answered_by=answered_by)
                 yield delta
@@ -324,6 +330,7 @@ class PredictorReplica:
             vectors=cast("Sequence[NDArray[np.float32]]", vectors),
             tokens=[output["tokens"] for output in outputs],
             answered_by=self._identity,
+            version=answer[1],
         )
 
     async def _submit(
@@ -484,6 +491,7 @@ class GatewayReplica:
                 task="embed",
                 created=created,
                 embedder=embedder,
+                version=version_name(model),
                 identity=identity(model),
             )
         if isinstance(model, PredictModel):
@@ -494,6 +502,7 @@ class GatewayReplica:
                 predictor=RemotePredictor(name, handle, retries=retries),
                 max_inputs=model.max_inputs,
                 max_input_bytes=model.max_input_bytes,
+                version=version_name(model),
             )
         return ServedModel(
             name=name,
@@ -502,5 +511,6 @@ class GatewayReplica:
             generator=RemoteGenerator(name, handle, retries=retries),
             sampling=Sampling(**model.sampling.model_dump()),
             context=model.engine.context,
+            version=version_name(model),
             identity=identity(model),
         )

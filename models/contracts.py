@@ -230,6 +230,18 @@ class Place:
     """At the rate that was measured; ``None``: none was yet."""
 
 
+class Versions(NamedTuple):
+    """What answered, as the accounts name it; ``answered_by`` is for machines."""
+
+    model: str | None = None
+    """NAME@VERSION in the registry, or a source that never changes; ``None``: it has no version."""
+    adapter: str | None = None
+    """NAME@VERSION; ``None``: the model answered by itself."""
+
+
+NO_VERSIONS = Versions()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
     """New output of one choice since the last delta of that choice.
@@ -251,6 +263,8 @@ class Delta:
     answered_by: str | None = None
     """Of the last delta: a name for exactly what answered, weights and adapter and all that an
     answer depends on; ``None``: it cannot be told."""
+    versions: Versions | None = None
+    """Of the first delta that is output."""
     place: Place | None = None
     """Before any output; then nothing else is told."""
 

@@ -200,6 +200,8 @@ usage = Table(
     Column("route", Name, nullable=False),
     Column("model", Name, nullable=False),
     Column("adapter", Name),
+    Column("model_version", String(256)),  # NAME@VERSION, or a source that never changes
+    Column("adapter_version", Name),  # NAME@VERSION
     Column("status", Integer, nullable=False),
     Column("code", Name),
     Column("outcome", String(16), nullable=False, server_default="computed"),  # or hit, join

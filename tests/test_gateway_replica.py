@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import pytest
 
 from deployments import replicas
 from deployments.config import parse
+from deployments.gateway.services import Services
 from deployments.observability.events import discard
 from deployments.replicas import GatewayReplica
 from deployments.tenants.deletion import Deletion
+from deployments.tenants.meter import Work
+from deployments.tenants.principal import EVERYBODY
 from deployments.tenants.retention import Retention
 from deployments.webhooks.signature import signed
 from models.errors import ConfigError
+from state.counters import Demand, Limit, Strategy
 
 SECRET = "of-16-characters-or-more"
 BODY = b'{"id":"evt_1","type":"t","payload":{}}'
@@ -97,6 +102,32 @@ async def test_housekeeping_by_configuration(cached: bool, monkeypatch: pytest.M
     assert (retention.config.usage_days, every_s) == (7, 60)
     stores = {"counters", "cache_entries"} if cached else {"counters"}
     assert deletion.elsewhere.keys() == stores
+    for task in replica._tasks:
+        task.cancel()
+    await asyncio.gather(*replica._tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("strategy", ["fixed_window", "sliding_window", "token_bucket"])
+async def test_quotas_count_as_the_configuration_says(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Services] = []
+    monkeypatch.setattr(replicas, "create_app", made.append)
+    plans = {"small": {"tokens_per_minute": 7}}
+    replica = gateway_replica({}, quota_strategy=strategy, plans=plans)
+    replica.__serve_build_asgi_app__()
+    [services] = made
+    assert services.meter is not None
+    who = replace(EVERYBODY, tenant="acme", plan="small")
+    admission = await services.meter.admit(who, "m", Work(completion_tokens=5))
+    assert [(level.name, level.remaining) for level in admission.levels] == [
+        ("tokens_per_minute", 2)
+    ]
+    limit = Limit(name="tokens_per_minute", strategy=Strategy(strategy), amount=7, window_ms=60_000)
+    [level] = await services.meter.counters.levels("acme", [Demand(limit=limit, amount=0)])
+    assert level.remaining == 2, "of this very strategy's cell"
+    services.meter.settle(admission, Work())
+    await services.meter.close()
     for task in replica._tasks:
         task.cancel()
     await asyncio.gather(*replica._tasks, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from deployments.observability.events import discard
 from deployments.replicas import GeneratorReplica
 from models import artifact
 from models.artifact import Facts
-from models.contracts import Delta, GenerateRequest, Sampling
+from models.contracts import Delta, GenerateRequest, Sampling, Versions
 from models.errors import InvalidInput, NotFound, PlatformError, Unavailable
 from models.registry import Registry, open_registry
 from models.sources.folder import sha256_weights
@@ -213,6 +214,30 @@ async def test_it_is_written_down_who_serves(
         while not (uses := (await registry.lineage("poet")).uses):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert [(use.name, use.replica) for use in uses] == [("tiny:poet@1", "r1")]
+
+
+async def versions(shell: GeneratorReplica, adapter: str | None) -> list[Versions | None]:
+    """What each delta of a streamed answer says of it, and then of a whole one."""
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+    request = GenerateRequest(
+        id="r", model="tiny", prompt="Hello", adapter=adapter, sampling=sampling, stream=True
+    )
+    items = [item async for item in shell.generate(request)]
+    items += await shell.answer(replace(request, id="s", stream=False))
+    return [item.versions for item in items if isinstance(item, Delta)]
+
+
+async def test_an_answer_begins_with_the_versions_that_give_it(
+    shell: GeneratorReplica, registry: Registry, made: list[Path], tmp_path: Path
+) -> None:
+    await add(registry, made[0], tmp_path / "1")
+    await add(registry, made[1], tmp_path / "2", "champion")
+    for adapter, called in ((None, None), ("poet", "poet@2"), ("poet@1", "poet@1")):
+        first, *others, whole = await versions(shell, adapter)
+        assert first == whole == Versions(model=None, adapter=called), "a folder has no version"
+        assert set(others) <= {None}
+    shell._called = "chat@7"
+    assert (await versions(shell, None))[0] == Versions(model="chat@7")
 
 
 async def answered_by(shell: GeneratorReplica, adapter: str | None) -> list[str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployments.catalogue import Catalogue
-from deployments.publishing import BY, RegistryAdapters, base_of
+from deployments.publishing import RegistryAdapters, base_of
 from models import artifact
 from models.artifact import Facts
 from models.errors import InvalidInput, NotFound, PlatformError, Unavailable
@@ -98,7 +98,7 @@ async def test_the_newest_version_is_published_once_it_was_tried(
 ) -> None:
     await add(world, sealed(tmp_path / "1", "poet"))
     second = await add(world, sealed(tmp_path / "2", "poet", rank=8))
-    published = await world.adapters.publish("smollm2", "poet", None)
+    published = await world.adapters.publish("smollm2", "poet", None, by="key:1")
     assert world.tried == [("smollm2", "poet@2")]
     assert (published.id, published.version) == ("smollm2:poet", "poet@2")
     assert published.content_sha256 == second.artifact
@@ -106,23 +106,23 @@ async def test_the_newest_version_is_published_once_it_was_tried(
         "whoever published sees it listed at once"
     )
     [move] = await world.registry.moves("poet", "champion")
-    assert (move.by, move.number) == (BY, 2)
+    assert (move.by, move.number) == ("key:1", 2)
 
 
 async def test_what_the_model_refuses_is_not_published(world: World, tmp_path: Path) -> None:
     await add(world, sealed(tmp_path / "1", "poet"))
     world.refusal = InvalidInput("rank 4 does not fit")
     with pytest.raises(InvalidInput, match="does not fit"):
-        await world.adapters.publish("smollm2", "poet", None)
+        await world.adapters.publish("smollm2", "poet", None, by="key:1")
     assert await world.names() == []
 
 
 async def test_from_another_name_and_from_a_folder(world: World, tmp_path: Path) -> None:
     first = await add(world, sealed(tmp_path / "1", "poet"), "candidate")
-    copy = await world.adapters.publish("smollm2", "bard", "registry:poet@candidate")
+    copy = await world.adapters.publish("smollm2", "bard", "registry:poet@candidate", by="key:1")
     assert (copy.version, copy.content_sha256) == ("bard@1", first.artifact)
     folder = sealed(tmp_path / "2", "poet", rank=8)
-    fresh = await world.adapters.publish("smollm2", "bard", str(folder))
+    fresh = await world.adapters.publish("smollm2", "bard", str(folder), by="key:1")
     assert fresh.version == "bard@2"
     assert (await world.registry.resolve("bard")).number == 2
 
@@ -143,7 +143,7 @@ async def test_a_source_at_fault(
 ) -> None:
     await asyncio.to_thread(register, notes(tmp_path / "6", "no adapter"), "digits", "champion")
     with pytest.raises(error, match=says):
-        await world.adapters.publish("smollm2", "ghost", source)
+        await world.adapters.publish("smollm2", "ghost", source, by="key:1")
     assert world.tried == []
 
 
@@ -156,7 +156,7 @@ async def test_a_promotion_in_between_is_not_overwritten(world: World, tmp_path:
 
     world.adapters._try_on = promote_meanwhile
     with pytest.raises(PlatformError) as conflict:
-        await world.adapters.publish("smollm2", "poet", None)
+        await world.adapters.publish("smollm2", "poet", None, by="key:1")
     assert conflict.value.status == 409
     assert (await world.registry.resolve("poet")).number == 1
 
@@ -164,12 +164,12 @@ async def test_a_promotion_in_between_is_not_overwritten(world: World, tmp_path:
 async def test_withdrawn(world: World, tmp_path: Path) -> None:
     await add(world, sealed(tmp_path / "1", "poet"), "champion", "candidate")
     with pytest.raises(NotFound):
-        await world.adapters.withdraw("other", "poet")
-    await world.adapters.withdraw("smollm2", "poet")
+        await world.adapters.withdraw("other", "poet", by="key:1")
+    await world.adapters.withdraw("smollm2", "poet", by="key:1")
     assert await world.names() == []
     assert (await world.registry.resolve("poet@1")).number == 1
     with pytest.raises(NotFound):
-        await world.adapters.withdraw("smollm2", "poet")
+        await world.adapters.withdraw("smollm2", "poet", by="key:1")
 
 
 async def test_a_registry_that_is_down(

@@ -1,9 +1,14 @@
-"""``python -m deployments.admin``: tenants, their keys, what they see, and the audit log.
+"""``python -m deployments.admin``: tenants, their keys and limits, what they see and what they
+use, and the audit log.
 
+    python -m deployments.admin plans
     python -m deployments.admin create acme --plan pro
+    python -m deployments.admin change acme --limit tokens_per_day=500000
     python -m deployments.admin issue acme --role developer --label "the web shop"
     python -m deployments.admin rotate 3f2a9c41d07b --overlap 24h
     python -m deployments.admin revoke 3f2a9c41d07b
+    python -m deployments.admin usage --by day,tenant --since 2026-11-01 --csv
+    python -m deployments.admin alerts
     python -m deployments.admin audit
     python -m deployments.admin visibility smollm2:poet --only acme
     python -m deployments.admin export acme --to acme.ndjson
@@ -23,15 +28,22 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from pydantic import TypeAdapter, ValidationError
+
+from deployments.config import GatewayConfig
+from deployments.gateway.schemas.tenants import Overrides
 from deployments.launcher import preflight
+from deployments.tenants.alerts import raised
 from deployments.tenants.deletion import Deletion, stores
-from deployments.tenants.directory import Directory, Key
+from deployments.tenants.directory import Directory, Key, Tenant
 from deployments.tenants.export import export
 from deployments.tenants.keys import Minted, Peppers
+from deployments.tenants.ledger import By, as_csv, priced, report
+from deployments.tenants.plans import LimitName
 from deployments.tenants.principal import Role, Scope, granted
 from deployments.tenants.retention import Retention
 from deployments.tenants.sight import ruled, split
@@ -46,6 +58,8 @@ from state.places import Places
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 FIRST_TENANT = "admin"
+OVERRIDES: TypeAdapter[Overrides] = TypeAdapter(Overrides)
+"""What the admin routes take, too."""
 
 
 def duration(text: str) -> timedelta:
@@ -56,22 +70,69 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=int(found[1]) * UNITS[found[2]])
 
 
+def override(text: str) -> tuple[str, float | None]:
+    """``tokens_per_day=500000``; ``tokens_per_day=none`` is no limit."""
+    name, _, amount = text.partition("=")
+    try:
+        told = OVERRIDES.validate_python({name: None if amount == "none" else amount})
+    except ValidationError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no limit; expected NAME=AMOUNT or NAME=none, of {', '.join(LimitName)}"
+        ) from None
+    return name, told[LimitName(name)]
+
+
+def lines_for(text: str) -> list[By]:
+    """``day,tenant``."""
+    try:
+        return list(dict.fromkeys(By(each) for each in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no report; expected some of {', '.join(By)}, with commas"
+        ) from None
+
+
+def day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day; expected 2026-11-25") from None
+
+
 async def _create(directory: Directory, given: argparse.Namespace) -> None:
-    made = await directory.create(given.tenant, plan=given.plan, by=myself())
-    say(f"tenant {made.name}, plan {made.plan}")
+    made = await directory.create(
+        given.tenant, plan=given.plan, overrides=dict(given.limit or ()), by=myself()
+    )
+    say(_told(made))
 
 
 async def _change(directory: Directory, given: argparse.Namespace) -> None:
     suspended = True if given.suspend else False if given.resume else None
-    made = await directory.change(given.tenant, plan=given.plan, suspended=suspended, by=myself())
-    say(f"tenant {made.name}, plan {made.plan}{', suspended' if made.suspended else ''}")
+    overrides = {} if given.no_limits else dict(given.limit) if given.limit else None
+    made = await directory.change(
+        given.tenant, plan=given.plan, overrides=overrides, suspended=suspended, by=myself()
+    )
+    say(_told(made))
+
+
+def _told(tenant: Tenant) -> str:
+    own = f", {_limits(tenant.overrides)}" if tenant.overrides else ""
+    return (
+        f"tenant {tenant.name}, plan {tenant.plan}{own}{', suspended' if tenant.suspended else ''}"
+    )
 
 
 async def _tenants(directory: Directory, _: argparse.Namespace) -> None:
     show_table(
-        ("tenant", "plan", "created", "suspended"),
+        ("tenant", "plan", "created", "suspended", "limits of its own"),
         [
-            (each.name, each.plan, when(each.created), _when(each.suspended))
+            (
+                each.name,
+                each.plan,
+                when(each.created),
+                _when(each.suspended),
+                _limits(each.overrides),
+            )
             for each in await directory.tenants()
         ],
     )
@@ -115,6 +176,38 @@ async def _keys(directory: Directory, given: argparse.Namespace) -> None:
                 key.label,
             )
             for key in await directory.keys(given.tenant)
+        ],
+    )
+
+
+async def _plans(_: Directory, given: argparse.Namespace) -> None:
+    show_table(
+        ("plan", *LimitName),
+        [
+            (name, *("" if amount is None else f"{amount:.12g}" for _, amount in plan.limits))
+            for name, plan in _gateway(given).plans.items()
+        ],
+    )
+
+
+async def _usage(directory: Directory, given: argparse.Namespace) -> None:
+    found = await report(
+        directory.database, by=given.by, tenant=given.tenant, since=given.since, until=given.until
+    )
+    lines = priced(found)
+    if given.csv:
+        print(as_csv(lines), end="")
+        return
+    head = list(lines[0]) if lines else [*given.by, "requests"]
+    show_table(head, [["" if v is None else str(v) for v in line.values()] for line in lines])
+
+
+async def _alerts(directory: Directory, given: argparse.Namespace) -> None:
+    show_table(
+        ("when", "tenant", "what", "month", "reached"),
+        [
+            (when(each.at), each.tenant, each.kind, each.period, f"{each.threshold} %")
+            for each in await raised(directory.database, tenant=given.tenant, limit=given.limit)
         ],
     )
 
@@ -185,14 +278,11 @@ def is_there(url: str) -> bool:
 
 
 async def _retention(directory: Directory, given: argparse.Namespace) -> None:
-    platform = preflight.load(given.config).platform
-    if platform is None:
-        raise ConfigError(f"{given.config}: there is no application of {preflight.PLATFORM} in it")
-    retention = Retention(database=directory.database, config=platform.gateway.retention)
+    retention = Retention(database=directory.database, config=_gateway(given).retention)
     if not given.yes:
         say(f"would remove {_facts(await retention.count())}; add --yes")
         return
-    say(f"removed {_facts(await retention.enforce())}")
+    say(f"removed {_facts(await retention.enforce(by=myself()))}")
 
 
 async def _bootstrap(directory: Directory, _: argparse.Namespace) -> None:
@@ -204,6 +294,21 @@ async def _bootstrap(directory: Directory, _: argparse.Namespace) -> None:
         say(f"tenant {FIRST_TENANT} has an administrator's key; `issue` makes another one")
         return
     _show_key(await directory.issue(FIRST_TENANT, role=Role.ADMIN, label="first", by=myself()))
+
+
+def _gateway(given: argparse.Namespace) -> GatewayConfig:
+    """Raises ConfigError: there is none."""
+    platform = preflight.load(given.config).platform
+    if platform is None:
+        raise ConfigError(f"{given.config}: there is no application of {preflight.PLATFORM} in it")
+    return platform.gateway
+
+
+def _limits(overrides: Mapping[str, float | None]) -> str:
+    return ", ".join(
+        f"{name}={'none' if amount is None else f'{amount:.12g}'}"
+        for name, amount in overrides.items()
+    )
 
 
 def _when(moment: datetime | None) -> str:
@@ -235,12 +340,32 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
+    def limited(one: argparse._ActionsContainer) -> None:
+        one.add_argument(
+            "--limit",
+            type=override,
+            action="append",
+            metavar="NAME=AMOUNT",
+            help="in place of the plan's, and of all it had of its own; AMOUNT may be none",
+        )
+
+    def configured(one: argparse.ArgumentParser) -> None:
+        one.add_argument(
+            "--config", type=Path, default=Path("serve_config.yaml"), help="default: %(default)s"
+        )
+
     one = command("create", _create, "make a tenant")
     one.add_argument("tenant")
     one.add_argument("--plan", default="free", help="default: free")
-    one = command("change", _change, "give a tenant another plan, suspend or resume it")
+    limited(one)
+    one = command(
+        "change", _change, "give a tenant another plan or limits of its own, suspend or resume it"
+    )
     one.add_argument("tenant")
     one.add_argument("--plan")
+    own = one.add_mutually_exclusive_group()
+    limited(own)
+    own.add_argument("--no-limits", action="store_true", help="those of the plan, and no others")
     state = one.add_mutually_exclusive_group()
     state.add_argument("--suspend", action="store_true", help="refuse all its requests")
     state.add_argument("--resume", action="store_true")
@@ -260,6 +385,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("key")
     one = command("keys", _keys, "list a tenant's keys")
     one.add_argument("tenant")
+    configured(command("plans", _plans, "list the plans, as they are configured"))
+    one = command("usage", _usage, "say what was used, and what it cost")
+    one.add_argument("--by", type=lines_for, default=list(By)[:3], metavar="day,model,tenant")
+    one.add_argument("--tenant")
+    one.add_argument("--since", type=day, metavar="DAY", help="the first, in UTC")
+    one.add_argument("--until", type=day, metavar="DAY", help="the last, in UTC")
+    one.add_argument("--csv", action="store_true")
+    one = command("alerts", _alerts, "list the budgets that reached 50, 80 and 100 percent")
+    one.add_argument("--tenant")
+    one.add_argument("--limit", type=int, default=50)
     one = command("audit", _audit, "list who changed what, the newest first")
     one.add_argument("--limit", type=int, default=50)
     one = command("visibility", _visibility, "say which tenants see a model, or list who sees what")
@@ -277,9 +412,7 @@ def parser() -> argparse.ArgumentParser:
     one = command(
         "retention", _retention, "say what was kept for long enough; with --yes, remove it"
     )
-    one.add_argument(
-        "--config", type=Path, default=Path("serve_config.yaml"), help="default: %(default)s"
-    )
+    configured(one)
     one.add_argument("--yes", action="store_true", help="remove it")
     command("bootstrap", _bootstrap, "make an administrator's key, unless there is one")
     return top

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Delta, FinishReason, TokenLogprob, TopLogprob, Usage
+from models.contracts import Delta, FinishReason, TokenLogprob, TopLogprob, Usage, Versions
 
 _JSON = json.JSONEncoder(separators=(",", ":"))
 _EMBEDDING = struct.Struct("<cI")
@@ -39,6 +39,7 @@ def whole(deltas: Sequence[Delta], n: int) -> list[Delta] | None:
     Without timings: they tell of work that was done once.
     """
     usage = next((delta.usage for delta in reversed(deltas) if delta.usage is not None), None)
+    versions = next((delta.versions for delta in deltas if delta.versions is not None), None)
     finished = {delta.index: delta for delta in deltas if delta.finish_reason is not None}
     if usage is None or finished.keys() != set(range(n)):
         return None
@@ -55,6 +56,7 @@ def whole(deltas: Sequence[Delta], n: int) -> list[Delta] | None:
                 prompt=next((delta.prompt for delta in parts if delta.prompt is not None), None),
                 finish_reason=finished[index].finish_reason,
                 usage=usage if index == n - 1 else None,
+                versions=versions if index == 0 else None,
             )
         )
     return answer
@@ -65,6 +67,7 @@ def pack_answer(answer: Sequence[Delta]) -> bytes:
     usage = answer[-1].usage
     assert usage is not None
     packed = {
+        "versions": answer[0].versions,
         "usage": [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens],
         "choices": [
             [
@@ -88,6 +91,7 @@ def unpack_answer(value: bytes, n: int) -> list[Delta] | None:
         usage = Usage(
             prompt_tokens=int(prompt), completion_tokens=int(completion), cached_tokens=int(cached)
         )
+        versions = packed.get("versions")
         answer = [
             Delta(
                 index=index,
@@ -97,6 +101,7 @@ def unpack_answer(value: bytes, n: int) -> list[Delta] | None:
                 prompt=_unpacked(likely),
                 finish_reason=FinishReason(finish_reason),
                 usage=usage if index == n - 1 else None,
+                versions=Versions(*versions) if versions is not None and index == 0 else None,
             )
             for index, (text, token_ids, finish_reason, logprobs, likely) in enumerate(
                 packed["choices"]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 
 from deployments.caching.keys import digest
-from deployments.config import EmbedModel, GenerateModel
+from deployments.config import EmbedModel, GenerateModel, PredictModel
 from models.errors import ConfigError
 from models.sources.hub import Repository
+from models.sources.registry import SCHEME
 from models.sources.wheel import Wheel
 from models.versions import Reference
 
@@ -33,6 +34,12 @@ def identity(model: GenerateModel | EmbedModel) -> str | None:
 def with_adapter(base: str, content_sha256: str) -> str:
     """The identity of a model that answers with an adapter of this content."""
     return digest({"base": base, "adapter": content_sha256})
+
+
+def version_name(model: GenerateModel | EmbedModel | PredictModel) -> str | None:
+    """For people, what ``identity`` is made of: NAME@VERSION of the registry, or the source."""
+    pinned = _pinned(model.source, model.sha256)
+    return None if pinned is None else pinned.removeprefix(SCHEME)
 
 
 def _pinned(source: str, sha256: str | None) -> str | None:

@@ -17,7 +17,16 @@ from deployments.observability.events import Emit, RequestFinished
 from deployments.tenants.principal import Principal
 from deployments.tenants.principal import Scope as Right
 from deployments.tenants.sight import EVERYTHING, Sight
-from models.contracts import NO_USAGE, Delta, Priority, Timings, Usage, sum_of
+from models.contracts import (
+    NO_USAGE,
+    NO_VERSIONS,
+    Delta,
+    Priority,
+    Timings,
+    Usage,
+    Versions,
+    sum_of,
+)
 from models.errors import PlatformError, Unauthorized
 from state.counters import Level
 from state.patience import Patience
@@ -36,6 +45,8 @@ class Exchange:
     model: str | None = None
     adapter: str | None = None
     """Of the model. Kept apart: a metric's labels may not be whatever a client writes."""
+    versions: Versions = NO_VERSIONS
+    """Of both."""
     fields: Set[str] = frozenset()
     """Of the request's schema: those that the client has set."""
     priority: Priority | None = None
@@ -147,6 +158,7 @@ class Exchange:
         A work that several requests wait for has its own (``policies/idempotency.py``).
         """
         self.model, self.adapter, self.priority = work.model, work.adapter, work.priority
+        self.versions = work.versions
 
     def account_for(self, work: Exchange) -> None:
         """Take upon this request all that ``work`` used. One of those that waited does."""
@@ -170,6 +182,7 @@ class Exchange:
             tenant=self.tenant,
             subject=self.subject,
             adapter=self.adapter,
+            versions=self.versions,
             cost=self.cost,
             worked=self.worked,
             outcome=self.outcome,

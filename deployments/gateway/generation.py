@@ -37,6 +37,7 @@ from models.contracts import (
     Sampling,
     TokenLogprob,
     Usage,
+    Versions,
     sum_of,
 )
 from models.errors import InvalidInput, Underestimated, UpstreamError
@@ -162,6 +163,7 @@ class Generation:
         self._generator = remembering_generator(self._services, self._exchange, model, sight)
         served, adapter = self._services.find(model, sight)
         self._exchange.model, self._exchange.adapter = served.name, adapter
+        self._exchange.versions = Versions(model=served.version)
         self._context = served.context
         return served, adapter
 
@@ -324,6 +326,8 @@ class Generation:
                         self._place = delta.place
                         self.nudge()
                     continue
+                if delta.versions is not None:
+                    self._exchange.versions = delta.versions
                 self._seen += len(delta.token_ids)
                 if delta.finish_reason is not None:
                     self._unfinished -= 1

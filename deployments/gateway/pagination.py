@@ -1,5 +1,5 @@
 """Cursor pagination over anything with a unique, ordered key (spec A7): of what is in memory
-(``paginate``), and of a log in the database (``newest_first``).
+(``paginate``), of a list in the database (``read_page``), and of a log there (``newest_first``).
 
 A cursor says "after this key" or "before this key", not "page 3": entries that come or go
 between two calls neither repeat others nor hide them.
@@ -19,6 +19,7 @@ from deployments.gateway.schemas.base import Strict
 from models.errors import InvalidInput
 
 Item = TypeVar("Item")
+Listed = TypeVar("Listed", covariant=True)
 MAX_LIMIT = 500
 PAGED = {
     "X-Next-Cursor": "Where the next page begins; absent on the last.",
@@ -108,6 +109,32 @@ def paginate(items: Iterable[Item], key: Callable[[Item], str], query: PageQuery
     )
 
 
+class Side(Protocol[Listed]):
+    async def __call__(self, key: str | None, *, forward: bool, limit: int) -> Sequence[Listed]:
+        """In the order of the list: from its beginning on, or the ones next to a key on a side."""
+        ...
+
+
+async def read_page(read: Side[Item], key: Callable[[Item], str], query: PageQuery) -> Page[Item]:
+    """The page of a list in the database that ``query`` asks for.
+
+    Raises:
+        InvalidInput: the cursor is none of ours.
+    """
+    cursor = None if query.cursor is None else Cursor.decode(query.cursor)
+    forward = cursor is None or cursor.forward
+    given = None if cursor is None else cursor.key
+    found = list(await read(given, forward=forward, limit=query.limit + 1))
+    beyond = len(found) > query.limit
+    items = found[: query.limit] if forward else found[-query.limit :]
+    earlier, later = (cursor is not None, beyond) if forward else (beyond, True)
+    return Page(
+        items,
+        previous=Cursor(key(items[0]), forward=False) if items and earlier else None,
+        next=Cursor(key(items[-1]), forward=True) if items and later else None,
+    )
+
+
 class Numbered(Protocol):
     @property
     def id(self) -> int: ...
@@ -130,24 +157,20 @@ async def newest_first(log: Log[Line], query: PageQuery) -> Page[Line]:
     Raises:
         InvalidInput: the cursor is none of ours.
     """
-    cursor = None if query.cursor is None else Cursor.decode(query.cursor)
-    key = None
-    if cursor is not None:
-        if not cursor.key.isdecimal() or len(cursor.key) > 18:
-            raise InvalidInput(
-                "cursor is not of this list; start again without it.", param="cursor"
-            )
-        key = int(cursor.key)
-    if cursor is None or cursor.forward:
-        found = list(await log(before=key, limit=query.limit + 1))
-        more, lines = len(found) > query.limit, found[: query.limit]
-        newer = key is not None
-    else:
-        found = list(await log(after=key, limit=query.limit + 1))
-        newer, lines = len(found) > query.limit, found[-query.limit :]
-        more = True
-    return Page(
-        lines,
-        previous=Cursor(str(lines[0].id), forward=False) if lines and newer else None,
-        next=Cursor(str(lines[-1].id), forward=True) if lines and more else None,
-    )
+
+    async def read(key: str | None, *, forward: bool, limit: int) -> Sequence[Line]:
+        if key is not None and (not key.isdecimal() or len(key) > 18):
+            raise not_of_this_list()
+        if forward:
+            return await log(before=None if key is None else int(key), limit=limit)
+        return await log(after=None if key is None else int(key), limit=limit)
+
+    return await read_page(read, _number, query)
+
+
+def _number(line: Numbered) -> str:
+    return str(line.id)
+
+
+def not_of_this_list() -> InvalidInput:
+    return InvalidInput("cursor is not of this list; start again without it.", param="cursor")

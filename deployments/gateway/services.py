@@ -50,6 +50,8 @@ class EmbedResult:
     """Read of each input, in order."""
     answered_by: str | None = None
     """As of ``models.contracts.Delta``."""
+    version: str | None = None
+    """As of ``models.contracts.Versions``."""
     remembered_tokens: int = 0
     """Of ``tokens``, those that nobody read for this call."""
 
@@ -105,6 +107,8 @@ class ServedModel:
     context: int | None = None
     """Tokens of prompt and output together, where the model has such a limit."""
     owned_by: str = "frontier-run"
+    version: str | None = None
+    """As of ``models.contracts.Versions``, where the configuration says; else an answer may."""
     identity: str | None = None
     """A name for exactly what answers, without an adapter; ``None``: it may change unnoticed,
     so its answers are not cached."""
@@ -142,12 +146,15 @@ class Adapters(Protocol):
         """
         ...
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         """Make a version the champion of ``name``, once ``model`` has shown that it runs it.
 
         Args:
             source: ``registry:NAME@VERSION_OR_ALIAS``, or the folder of a sealed artifact,
                 which is registered first; ``None``: the newest version of ``name``.
+            by: who does so, for the audit log.
 
         Raises:
             InvalidInput, NotFound: no such source, or no adapter of this model.
@@ -155,7 +162,7 @@ class Adapters(Protocol):
         """
         ...
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         """No longer answer with ``name``. Its versions stay in the registry.
 
         Raises:
@@ -171,10 +178,12 @@ class NoAdapters:
     async def published(self) -> Sequence[PublishedAdapter]:
         return ()
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         raise Unavailable("There is no registry here that could publish adapters.")
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         raise NotFound(f"The adapter {name!r} of {model!r} is not published.", param="name")
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from deployments.caching.reuse import Outcome
 from deployments.guardrails.kinds import Done, Way
-from models.contracts import NO_USAGE, Priority, Timings, Usage
+from models.contracts import NO_USAGE, NO_VERSIONS, Priority, Timings, Usage, Versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class RequestFinished:
     """Key or person; never a label of a metric."""
     adapter: str | None = None
     """As the client called it; never a label of a metric."""
+    versions: Versions = NO_VERSIONS
+    """Of model and adapter, as far as they are known."""
     cost: int = 0
     """Millionths of the currency."""
     worked: bool = True

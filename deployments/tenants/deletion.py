@@ -204,7 +204,8 @@ class Deletion:
 
 def untraceable(called: str) -> dict[str, Any]:
     """A row of usage that is kept for the accounts: when, which model, how much."""
-    return {"tenant": called, "subject": "", "request_id": "", "adapter": None}
+    nobody = {"subject": "", "request_id": "", "adapter": None, "adapter_version": None}
+    return {"tenant": called, **nobody}
 
 
 def renamed_entry(entry: Mapping[str, Any], tenant: str, called: str) -> dict[str, Any]:

@@ -13,8 +13,10 @@ tokens in a column of their own, since they are not paid for.
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -26,6 +28,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from deployments.caching.reuse import Outcome
 from deployments.observability.events import Event, RequestFinished
+from deployments.tenants.plans import MICRO
 from models.contracts import NO_USAGE
 from models.unique import unique
 from state import tables
@@ -165,6 +168,8 @@ def row(event: RequestFinished, now: float) -> dict[str, Any]:
         "route": event.route,
         "model": event.model,
         "adapter": event.adapter,
+        "model_version": event.versions.model,
+        "adapter_version": event.versions.adapter,
         "status": event.status,
         "code": event.code,
         "outcome": event.outcome if event.outcome in REMEMBERED else COMPUTED,
@@ -204,8 +209,12 @@ class By(StrEnum):
     DAY = "day"
     MODEL = "model"
     TENANT = "tenant"
+    MODEL_VERSION = "model_version"
+    ADAPTER_VERSION = "adapter_version"
 
 
+NOTHING = ""
+"""Comes first, in any database."""
 SUMS = ("prompt_tokens", "completion_tokens", "cached_tokens", "cost")
 
 
@@ -220,14 +229,20 @@ async def report(
     tenant: str | None = None,
     since: str | None = None,
     until: str | None = None,
+    after: Sequence[str] | None = None,
+    before: Sequence[str] | None = None,
+    limit: int | None = None,
 ) -> Sequence[Mapping[str, Any]]:
-    """Requests, tokens and cost, summed, in order of ``by``.
+    """Requests, tokens and cost, summed, in order of ``by``: from the first line on, or the ones
+    next to a line on either side.
 
     ``requests`` are all of them; ``remembered_requests`` those that nobody computed anything
     for, and ``remembered_tokens`` what was not paid for, in none of the other sums.
 
     Args:
         since, until: days, as ``2026-11-25``, both included.
+        after, before: what ``place`` says of a line.
+        limit: of lines; ``None``: all there are.
 
     Raises:
         StateUnavailable: the database is out of reach.
@@ -248,7 +263,34 @@ async def report(
         wanted = wanted.where(_USAGE.c.day >= since)
     if until is not None:
         wanted = wanted.where(_USAGE.c.day <= until)
+    places = [sa.func.coalesce(column, NOTHING) for column in columns]
+    if after is not None:
+        wanted = wanted.where(sa.tuple_(*places) > sa.tuple_(*map(sa.literal, after)))
+    if before is not None:
+        wanted = wanted.where(sa.tuple_(*places) < sa.tuple_(*map(sa.literal, before)))
+    order = [place.desc() for place in places] if before is not None else places
     async with database.read() as c:
-        found = await c.execute(wanted.group_by(*columns).order_by(*columns))
+        found = await c.execute(wanted.group_by(*columns).order_by(*order).limit(limit))
         # SQLAlchemy's names are a kind of text that JSON's writer does not take for text.
-        return [{str(name): value for name, value in each._mapping.items()} for each in found]
+        lines = [{str(name): value for name, value in each._mapping.items()} for each in found]
+    return lines[::-1] if before is not None else lines
+
+
+def priced(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """With the cost in the currency."""
+    return [{**line, "cost": line["cost"] / MICRO} for line in lines]
+
+
+def as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """With a header, if there are lines."""
+    text = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return text.getvalue()
+
+
+def place(line: Mapping[str, Any], by: Sequence[By]) -> list[str]:
+    """Of a line in its report."""
+    return [line[each] or NOTHING for each in by]

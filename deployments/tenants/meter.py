@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from deployments.config import PlanConfig, PriceConfig
 from deployments.observability.events import BudgetReached, Emit, QuotaDenied
@@ -40,7 +41,9 @@ LOOKS_S = (2.0, 8.0)
 """When to look again for a lease whose making was never answered: what was sent to a server that
 hung is carried out when it goes on, after it was settled for the first time."""
 ALERTS = (0.5, 0.8, 1.0)
-"""Shares of a budget that are told of when they are reached."""
+"""Shares of a budget that are told of when they are spent."""
+WATCH_S = 1.0
+"""How long after a request a tenant's budget is looked at, once for all that end within it."""
 
 
 class QuotaExceeded(RateLimited):
@@ -94,6 +97,7 @@ class Admission:
     price: PriceConfig | None
     counted: bool
     """False for a tenant without limits: there is nothing to settle."""
+    budget: Limit | None = None
     levels: tuple[Level, ...] = ()
     parts: tuple[Admission, ...] = ()
     """What was reserved besides, for a longer prompt; ``reserved`` is all of it."""
@@ -116,6 +120,7 @@ class Meter:
         prices: by model; one that is not named costs nothing.
         lease_s: see ``LEASE_S``.
         looks_s: see ``LOOKS_S``.
+        watch_s: see ``WATCH_S``.
     """
 
     counters: Counters
@@ -127,12 +132,15 @@ class Meter:
     """Raises StateUnavailable while what is used cannot be written down."""
     lease_s: float = LEASE_S
     looks_s: Sequence[float] = LOOKS_S
+    watch_s: float = WATCH_S
     _running: dict[str, str] = field(default_factory=dict)
     """Lease → tenant."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _renewing: asyncio.Task[None] | None = None
     _told: dict[str, float] = field(default_factory=dict)
     """Share of its budget at which each tenant was told of last."""
+    _watched: set[str] = field(default_factory=set)
+    """Tenants whose budget will be looked at in a moment."""
 
     async def admit(self, principal: Principal, model: str | None, work: Work) -> Admission:
         """Reserve for ``work``.
@@ -188,6 +196,7 @@ class Meter:
                 reserved=work,
                 price=price,
                 counted=bool(limited),
+                budget=limited.get(LimitName.BUDGET_PER_MONTH),
                 levels=levels,
             )
 
@@ -209,9 +218,10 @@ class Meter:
             raise
         if not told.allowed:
             del self._running[lease]
+            if (budget := limited.get(LimitName.BUDGET_PER_MONTH)) is not None:
+                self._watch(principal.tenant, budget)  # whoever used it up may be gone
             raise self._refusal(principal, demands, told.levels)
         self._renew()
-        self._watch_budget(principal.tenant, told.levels)
         return admission(told.levels)
 
     def settle(self, admission: Admission, used: Work) -> int:
@@ -236,7 +246,7 @@ class Meter:
         """Once all that runs is settled."""
         if self._renewing is not None:
             self._renewing.cancel()
-        if self._tasks:
+        while self._tasks:  # settling begins a look
             await asyncio.wait(self._tasks)
         await self.counters.close()
 
@@ -291,7 +301,10 @@ class Meter:
 
     def _release(self, admission: Admission, used: Work, *, unsure: bool = False) -> None:
         """Settle it. ``unsure``: whether it was ever made."""
-        task = asyncio.create_task(self._settle(admission, used, unsure=unsure))
+        self._beside(self._settle(admission, used, unsure=unsure))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -304,6 +317,8 @@ class Meter:
                 break
         # Only now: until it is settled it is held, however long that takes.
         self._running.pop(admission.lease, None)
+        if admission.budget is not None and not unsure:
+            self._watch(admission.tenant, admission.budget)
 
     async def _settled(self, admission: Admission, named: Mapping[str, int]) -> bool:
         """Whether there was such a lease; trying for as long as there may be one."""
@@ -331,11 +346,19 @@ class Meter:
                 with suppress(StateUnavailable):
                     await self.counters.renew(tenant, lease, ttl_s=self.lease_s)
 
-    def _watch_budget(self, tenant: str, levels: tuple[Level, ...]) -> None:
-        for level in levels:
-            if level.name != LimitName.BUDGET_PER_MONTH or not level.amount:
-                continue
-            share = 1 - level.remaining / level.amount
+    def _watch(self, tenant: str, budget: Limit) -> None:
+        """Look what of it is spent, soon."""
+        if tenant not in self._watched:
+            self._watched.add(tenant)
+            self._beside(self._look(tenant, budget))
+
+    async def _look(self, tenant: str, budget: Limit) -> None:
+        """Tell of the share that is spent. What is only reserved may all be given back."""
+        await asyncio.sleep(self.watch_s)
+        self._watched.discard(tenant)  # what ends from here on may not be in the answer
+        with suppress(StateUnavailable):  # the next request looks again
+            level = await self.counters.spent(tenant, budget)
+            share = (level.amount - level.remaining) / level.amount if level.amount else 0.0
             reached = max((alert for alert in ALERTS if share >= alert), default=0.0)
             before = self._told.get(tenant, 0.0)
             self._told[tenant] = reached

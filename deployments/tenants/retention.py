@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from deployments.config import RetentionConfig
+from deployments.tenants.audit import note
 from deployments.tenants.batches import in_batches
 from deployments.tenants.deletion import Deletion, untraceable
 from models.errors import PlatformError
@@ -104,8 +105,16 @@ class Retention:
                 found[each.what] = await c.scalar(rows) or 0
         return found
 
-    async def enforce(self) -> Mapping[str, int]:
-        """Do away with what is due; how much that was."""
+    async def enforce(self, *, by: str | None = None) -> Mapping[str, int]:
+        """Do away with what is due; how much that was.
+
+        Args:
+            by: who has it done now, for the audit log; ``None``: its time has come, as configured.
+        """
+        if by is not None:
+            due_now = await self.count()
+            async with self.database.write() as c:  # first: whatever becomes of it, it was begun
+                await note(c, by, "retention.enforce", "everything that is due", **due_now)
         return {
             each.what: await in_batches(self.database, each.table, each.where, each.values)
             for each in due(self.config, self.now())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from state.counters.limits import Demand, Level
+from state.counters.limits import Demand, Level, Limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,12 @@ class Counters(Protocol):
 
     async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
         """Where the limits stand; nothing is taken."""
+        ...
+
+    async def spent(self, owner: str, limit: Limit) -> Level:
+        """Where a limit stands without what running leases hold: what was settled, and what was
+        reserved by those that have expired.
+        """
         ...
 
     async def drop(self, owner: str) -> bool:

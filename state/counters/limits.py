@@ -16,7 +16,7 @@ Every request makes some dozens of these values: tuples, which cost a third of f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -156,6 +156,19 @@ def settle(
         if back and cell:
             changed[hold.limit.key] = _given_back(hold, list(cell), back, now_ms)
     return changed
+
+
+def spent(cells: Mapping[str, Cell], holds: Iterable[Hold], limit: Limit, now_ms: int) -> Level:
+    """Where it would stand if all that is held were given back.
+
+    Args:
+        holds: of all running leases.
+    """
+    cell = list(cells.get(limit.key, []))
+    for hold in holds:
+        if cell and hold.limit.key == limit.key:
+            cell = _given_back(hold, cell, hold.amount, now_ms)
+    return _shown(_level(limit, cell, 0, 0, now_ms))
 
 
 def _level(limit: Limit, cell: Cell, amount: int, running: int, now_ms: int) -> Level:

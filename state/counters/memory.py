@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from state.counters.contract import Reservation
-from state.counters.limits import Cell, Demand, Hold, Level, decide, settle
+from state.counters.limits import Cell, Demand, Hold, Level, Limit, decide, settle, spent
 
 
 @dataclass(slots=True)
@@ -70,6 +71,11 @@ class MemoryCounters:
     async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
         now_ms, book = self._now(owner)
         return decide(book.cells, len(book.leases), demands, now_ms).levels
+
+    async def spent(self, owner: str, limit: Limit) -> Level:
+        now_ms, book = self._now(owner)
+        held = chain.from_iterable(lease.holds for lease in book.leases.values())
+        return spent(book.cells, held, limit, now_ms)
 
     async def drop(self, owner: str) -> bool:
         _, book = self._now(owner)

@@ -2,10 +2,10 @@
 --
 -- KEYS  1 cells (hash: limit's key -> cell)   2 leases (sorted set: lease -> expiry)
 --       3 holds (hash: lease -> what it holds)
--- ARGV  1 reserve | settle | renew | levels | drop   2 now in Unix ms, or "" for this server's clock
---       3 lease   4 ttl in ms   5 … for reserve and levels, five a demand: name, strategy, amount,
+-- ARGV  1 reserve | settle | renew | levels | spent | drop   2 now in Unix ms, or "" for this server's clock
+--       3 lease   4 ttl in ms   5 … for reserve, levels and spent, five a demand: name, strategy, amount,
 --       window in ms, asked; for settle, two a limit: name, used
--- Answers  reserve, levels: {allowed, remaining, reset_ms, retry_ms, …}, three a demand; -1: never
+-- Answers  reserve, levels, spent: {allowed, remaining, reset_ms, retry_ms, …}, three a demand; -1: never
 --          settle, renew: 1, or 0 if there is no such lease; drop: how many of the keys there were
 --
 -- Whole numbers stay below 2^53. cmsgpack keeps them; cjson would round them to 14 digits.
@@ -227,6 +227,17 @@ end
 
 local wanted, cells = demands(), {}
 for number, limit in ipairs(wanted) do cells[number] = cell_of(limit) end
+
+if operation == 'spent' then
+  local limit, cell = wanted[1], cells[1]
+  for _, packed in ipairs(redis.call('HVALS', HOLDS)) do
+    for _, hold in ipairs(cmsgpack.unpack(packed)) do
+      if hold.key == limit.key and #cell > 0 then cell = given_back(hold, cell, hold.held) end
+    end
+  end
+  return told(1, wanted, { cell }, 0, false)
+end
+
 local running = redis.call('ZCARD', LEASES)
 if operation == 'reserve' and redis.call('ZSCORE', LEASES, lease) then
   return told(1, wanted, cells, running, false)

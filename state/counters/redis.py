@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from state.counters.contract import Reservation
-from state.counters.limits import Demand, Level
+from state.counters.limits import Demand, Level, Limit
 from state.patience import SERVER_S
 from state.redis_script import RedisScript
 
@@ -59,6 +59,11 @@ class RedisCounters:
 
     async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
         return _levels(demands, await self._run("levels", owner, "", 0, _arguments(demands)))
+
+    async def spent(self, owner: str, limit: Limit) -> Level:
+        asked = [Demand(limit=limit, amount=0)]
+        [level] = _levels(asked, await self._run("spent", owner, "", 0, _arguments(asked)))
+        return level
 
     async def drop(self, owner: str) -> bool:
         return bool(await self._run("drop", owner, "", 0, ()))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import orjson
 
 from state.counters.contract import Reservation
-from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle
+from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle, spent
 from state.patience import SERVER_S
 from state.sqlite_file import SqliteFile
 
@@ -106,6 +107,15 @@ class SqliteCounters:
         def act(now_ms: int) -> tuple[Level, ...]:
             cells, running, _ = self._read(owner, now_ms)
             return decide(cells, running, demands, now_ms).levels
+
+        return await self._alone(act)
+
+    async def spent(self, owner: str, limit: Limit) -> Level:
+        def act(now_ms: int) -> Level:
+            cells, _, _ = self._read(owner, now_ms)
+            running = self._file.execute("SELECT holds FROM leases WHERE owner = ?", (owner,))
+            held = chain.from_iterable(_unpacked(holds) for (holds,) in running)
+            return spent(cells, held, limit, now_ms)
 
         return await self._alone(act)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sqlite3
@@ -10,11 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from deployments.admin.__main__ import main
+from deployments.admin.__main__ import main, parser
+from deployments.observability.events import BudgetReached
 from deployments.tenants import deletion
+from deployments.tenants.alerts import row
 from deployments.tenants.keys import id_of
+from deployments.tenants.plans import LimitName
+from models.commands.terminal import myself
+from state import tables
 from state.counters import Demand, Limit, Strategy
 from state.counters.sqlite import SqliteCounters
+from state.database import Database
+from tests.tenants.things import NOW, use
 
 Say = Callable[..., tuple[str, str]]
 
@@ -52,6 +60,124 @@ def test_a_key_is_alone_on_standard_output(say: Say) -> None:
         "key.issue",
         "tenant.create",
     ]
+
+
+def test_limits_of_its_own(say: Say) -> None:
+    limits = ("--limit", "tokens_per_day=500000", "--limit", "requests_per_hour=none")
+    told = say("create", "acme", *limits)[1]
+    assert told == "tenant acme, plan free, tokens_per_day=500000, requests_per_hour=none\n"
+    assert "tokens_per_day=500000, requests_per_hour=none" in say("tenants")[0]
+    assert "tokens_per_day" in say("change", "acme", "--plan", "pro")[1], "they stay as they are"
+    told = say("change", "acme", "--limit", "budget_per_month=0.5")[1]
+    assert told == "tenant acme, plan pro, budget_per_month=0.5\n"
+    assert say("change", "acme", "--no-limits")[1] == "tenant acme, plan pro\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("create", "acme", "--limit", "tokens_per_century=5"),
+        ("create", "acme", "--limit", "tokens_per_day=many"),
+        ("create", "acme", "--limit", "tokens_per_day=-1"),
+        ("create", "acme", "--limit", "tokens_per_day"),
+        ("change", "acme", "--limit", "tokens_per_day=5", "--no-limits"),
+        ("usage", "--by", "colour"),
+        ("usage", "--since", "yesterday"),
+    ],
+)
+def test_words_that_mean_nothing(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+
+
+def test_plans_usage_and_alerts(say: Say, tmp_path: Path) -> None:
+    config = configured(tmp_path, "plans: {small: {requests_per_minute: 7, budget_per_month: 0.5}}")
+    head, plan = say("plans", "--config", str(config))[0].splitlines()
+    assert head.split() == ["plan", *LimitName]
+    assert plan.split() == ["small", "7", "0.5"]
+    say("create", "acme")
+    assert say("usage")[0].split() == ["day", "model", "tenant", "requests"]
+
+    async def use_some() -> None:
+        async with await Database.open() as database:
+            for tenant in ("acme", "acme", "other"):
+                await use(database, tenant)
+            alert = row(BudgetReached(tenant="acme", share=0.8), NOW.timestamp())
+            async with database.write() as c:
+                await c.execute(tables.alerts.insert().values(alert))
+
+    asyncio.run(use_some())
+    [head, *lines] = say("usage", "--by", "tenant,model_version")[0].splitlines()
+    assert head.split()[:3] == ["tenant", "model_version", "requests"]
+    assert [line.split()[:3] for line in lines] == [
+        ["acme", "smollm2@1", "2"],
+        ["other", "smollm2@1", "1"],
+    ]
+    table = say("usage", "--by", "day", "--tenant", "acme", "--since", "2026-11-25", "--csv")[0]
+    assert [line.split(",")[:2] for line in table.splitlines()[1:]] == [["2026-11-25", "2"]]
+    assert say("usage", "--csv", "--until", "2026-11-24")[0] == ""
+    assert say("alerts")[0].splitlines()[1].split()[2:] == ["acme", "budget", "2026-11", "80", "%"]
+    assert len(say("alerts", "--tenant", "other")[0].splitlines()) == 1
+
+
+READING = {"plans", "tenants", "keys", "usage", "alerts", "audit"}
+"""Commands that change nothing."""
+
+
+def test_every_command_that_changes_something_says_who_it_was(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "SETTLE_S", 0)
+    config = str(configured(tmp_path, ""))
+    say("create", "victim")
+    key = id_of(say("issue", "victim")[0].strip())
+    assert key is not None
+    changing = {
+        "create": ("newcomer",),
+        "change": ("victim", "--plan", "pro"),
+        "issue": ("victim",),
+        "rotate": (key,),
+        "revoke": (key,),
+        "visibility": ("smollm2", "--only", "victim"),
+        "export": ("victim", "--to", str(tmp_path / "x")),
+        "retention": ("--config", config, "--yes"),
+        "bootstrap": (),
+        "delete": ("victim", "--yes"),
+    }
+    assert commands() == READING | changing.keys()
+
+    def entries() -> list[tuple[str, str]]:
+        with sqlite3.connect(tmp_path / "frontier.db") as database:
+            found = database.execute("SELECT who, what FROM audit ORDER BY id").fetchall()
+        database.close()
+        return found
+
+    for name, words in changing.items():
+        before = entries()
+        say(name, *words)
+        after = entries()[len(before) :]
+        assert after, name
+        assert {who for who, _ in after} == {myself()}, name
+
+
+def commands() -> set[str]:
+    [found] = [
+        action.choices
+        for action in parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    return set(found)
+
+
+def configured(folder: Path, gateway: str) -> Path:
+    """A configuration of the platform."""
+    config = folder / "serve_config.yaml"
+    config.write_text(
+        "applications:\n- import_path: deployments.app:build\n  args:\n"
+        "    models: {m: {task: generate, source: ./m}}\n"
+        f"    gateway: {{{gateway}}}\n"
+    )
+    return config
 
 
 def test_a_tenant_is_changed_and_suspended(say: Say) -> None:
@@ -128,12 +254,7 @@ def test_a_tenant_is_deleted_when_it_is_meant(
 
 def test_what_is_due_is_counted_before_it_goes(say: Say, tmp_path: Path) -> None:
     say("create", "acme")
-    config = tmp_path / "serve_config.yaml"
-    config.write_text(
-        "applications:\n- import_path: deployments.app:build\n  args:\n"
-        "    models: {m: {task: generate, source: ./m}}\n"
-        "    gateway: {retention: {audit_days: 3}}\n"
-    )
+    config = configured(tmp_path, "retention: {audit_days: 3}")
     with sqlite3.connect(tmp_path / "frontier.db") as database:
         database.execute("UPDATE audit SET at = '2020-01-01 00:00:00.000000'")
     database.close()

@@ -33,6 +33,7 @@ from models.contracts import (
     TokenLogprob,
     TopLogprob,
     Usage,
+    Versions,
 )
 from models.errors import NotFound
 
@@ -55,6 +56,7 @@ class FakeGenerator:
     prompt_tokens: int = 5
     finish_reason: FinishReason | None = FinishReason.STOP
     answered_by: str | None = "smollm2-1"
+    versions: Versions | None = None
     likelihoods: Sequence[float] = (-0.25,) * 4
     """By choice, from the start again: of its tokens."""
     adapter_sha256: str = "a" * 64
@@ -82,6 +84,7 @@ class FakeGenerator:
                         token_ids=(said,),
                         logprobs=_logprobs(request, piece, self.likelihoods[index % 4]),
                         prompt=_prompt(request) if not said else None,
+                        versions=self.versions if said == index == 0 else None,
                     )
             for index in range(request.n):
                 last = index == request.n - 1
@@ -220,14 +223,16 @@ class FakeAdapters:
             raise self.error
         return list(self.found.values())
 
-    async def publish(self, model: str, name: str, source: str | None) -> PublishedAdapter:
+    async def publish(
+        self, model: str, name: str, source: str | None, *, by: str
+    ) -> PublishedAdapter:
         if self.error is not None:
             raise self.error
         if name not in self.known:
             raise NotFound(f"There is no {name!r} in the registry.", param="name")
         return self.add(model, name)
 
-    async def withdraw(self, model: str, name: str) -> None:
+    async def withdraw(self, model: str, name: str, *, by: str) -> None:
         if self.found.pop(f"{model}:{name}", None) is None:
             raise NotFound(f"The adapter {name!r} of {model!r} is not published.", param="name")
 
@@ -276,6 +281,7 @@ class World:
                     sampling=self.sampling,
                     created=1_700_000_000,
                     context=2048,
+                    version="wheel:smollm2==1",
                     identity="smollm2-1",
                 ),
                 "org/model:v1": ServedModel(
@@ -289,6 +295,7 @@ class World:
                     task="embed",
                     embedder=self.embedder,
                     created=1_700_000_002,
+                    version="wheel:minilm==1",
                     identity="minilm-1",
                 ),
                 "digits": ServedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -65,10 +66,13 @@ async def spend(world: World, alerts: Alerts, name: str) -> None:
         strategy=Strategy.FIXED_WINDOW,
         prices={"m": PriceConfig(input_per_million=1)},
         emit=fan_out(world.recorder, alerts),
+        watch_s=0,
     )
     for _ in range(10):
         work = Work(prompt_tokens=100)
         meter.settle(await meter.admit(tenant(name), "m", work), work)
+        while meter._tasks:
+            await asyncio.wait(meter._tasks)
     await meter.close()
     assert alerts._writing is not None
     await alerts._writing

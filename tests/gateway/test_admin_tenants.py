@@ -14,7 +14,7 @@ from deployments.observability.events import RequestFinished
 from deployments.tenants.directory import Directory
 from deployments.tenants.keys import Peppers, id_of
 from deployments.tenants.ledger import Ledger
-from models.contracts import Usage
+from models.contracts import NO_VERSIONS, Usage, Versions
 from state.database import Database
 from state.places import sqlite_url
 from tests.gateway.contract import Contract
@@ -146,25 +146,28 @@ async def test_the_audit_log_is_paged_from_the_newest(admin: httpx.AsyncClient) 
         assert refused.status_code == 400
 
 
+def used(tenant: str, *, cost: int, versions: Versions = NO_VERSIONS) -> RequestFinished:
+    return RequestFinished(
+        request_id="r",
+        route="/v1/chat/completions",
+        method="POST",
+        status=200,
+        code=None,
+        duration_s=1,
+        model="smollm2",
+        tenant=tenant,
+        versions=versions,
+        usage=Usage(prompt_tokens=5, completion_tokens=7),
+        cost=cost,
+    )
+
+
 async def test_usage_is_json_or_csv(admin: httpx.AsyncClient, world: World) -> None:
     assert data(await admin.get("/admin/v1/usage"))["lines"] == []
     assert world.directory is not None
     ledger = Ledger(world.directory.database, now=lambda: 1_700_000_000.0, clock=lambda: 0.0)
     for tenant, cost in (("acme", 2_500_000), ("acme", 1), ("other", 0)):
-        ledger(
-            RequestFinished(
-                request_id="r",
-                route="/v1/chat/completions",
-                method="POST",
-                status=200,
-                code=None,
-                duration_s=1,
-                model="smollm2",
-                tenant=tenant,
-                usage=Usage(prompt_tokens=5, completion_tokens=7),
-                cost=cost,
-            )
-        )
+        ledger(used(tenant, cost=cost))
     await ledger.flush()
     told = data(await admin.get("/admin/v1/usage", params={"by": "tenant,model"}))
     assert told["currency"] == "USD"
@@ -195,10 +198,52 @@ async def test_plans_are_those_of_the_configuration(admin: httpx.AsyncClient) ->
     plans = {
         plan["name"]: plan["limits"] for plan in data(await admin.get("/admin/v1/plans"))["plans"]
     }
-    assert list(plans) == ["free", "pro", "enterprise"]
+    assert list(plans) == ["enterprise", "free", "pro"]
     assert plans["free"]["requests_per_minute"] == 60
     assert plans["enterprise"]["tokens_per_day"] == 100_000_000
     assert plans["pro"]["budget_per_month"] is None
+    first = await admin.get("/admin/v1/plans", params={"limit": 2})
+    rest = await admin.get(
+        "/admin/v1/plans", params={"limit": 2, "cursor": first.headers["x-next-cursor"]}
+    )
+    assert [plan["name"] for plan in data(rest)["plans"]] == ["pro"]
+    assert "x-next-cursor" not in rest.headers
+
+
+async def test_usage_is_paged(admin: httpx.AsyncClient, world: World) -> None:
+    assert world.directory is not None
+    ledger = Ledger(world.directory.database, now=lambda: 1_700_000_000.0, clock=lambda: 0.0)
+    versions = [None, "chat@1", "chat@10", "chat@2", "m'\"x"]
+    for version in [*versions, "chat@2"]:
+        ledger(used("acme", cost=1, versions=Versions(model=version)))
+    await ledger.flush()
+    query: dict[str, str | int] = {"by": "model_version,tenant", "limit": 2}
+    pages, cursors, back = [], [], []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await admin.get("/admin/v1/usage", params=query | cursor)
+        pages.append([line.get("model_version") for line in data(page)["lines"]])
+        back.append(page.headers.get("x-prev-cursor"))
+        if "x-next-cursor" not in page.headers:
+            break
+        cursor = {"cursor": page.headers["x-next-cursor"]}
+        cursors.append(cursor)
+    assert pages == [[None, "chat@1"], ["chat@10", "chat@2"], ["m'\"x"]]
+    assert back[0] is None
+    assert back[2] is not None
+    before = await admin.get("/admin/v1/usage", params=query | {"cursor": back[2]})
+    assert [line["requests"] for line in data(before)["lines"]] == [1, 2]
+    table = {"accept": "text/csv"}
+    paged = await admin.get("/admin/v1/usage", params=query | cursors[0], headers=table)
+    assert [line.split(",")[0] for line in paged.text.splitlines()[1:]] == ["chat@10", "chat@2"]
+    assert paged.headers["x-next-cursor"]
+    whole = await admin.get("/admin/v1/usage", params={"by": "model_version"}, headers=table)
+    assert len(whole.text.splitlines()) == 1 + len(versions)
+    assert "x-next-cursor" not in whole.headers
+    wrong = [*cursors[0].values(), "Pg", "PlsiXHUwMDAwIl0", "PlsiXHVkODAwIl0", "Pls1XQ"]
+    for text in wrong:  # of another list, or of none that anybody could have given out
+        refused = await admin.get("/admin/v1/usage", params={"by": "day", "cursor": text})
+        assert refused.status_code == 400, text
 
 
 async def test_a_gateway_without_a_database_says_so(world: World, contract: Contract) -> None:

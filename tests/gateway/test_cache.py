@@ -335,7 +335,7 @@ async def test_an_adapter_is_cached_by_the_version_it_names_now(
     assert [outcome(await ask("poet")) for _ in range(2)] == ["miss", "hit"]
     assert outcome(await ask("poet@1")) is None, "out of use"
 
-    await world.adapters.withdraw("smollm2", "poet")
+    await world.adapters.withdraw("smollm2", "poet", by="me")
     assert outcome(await ask("poet")) is None
     for error in (Unavailable("the registry is down"), StateUnavailable("the database, too")):
         world.adapters.error = error

@@ -213,6 +213,33 @@ async def test_a_client_that_leaves_frees_its_place_and_pays_what_it_got(
     assert 500 < after["tokens_per_minute"] < 998
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_deadline_amid_the_answer_is_settled(
+    world: World, meter: Meter, stream: bool
+) -> None:
+    world.config = GatewayConfig(request_timeout_s=0.5)
+    world.generator.delay_s, world.generator.pieces = 0.01, ("a",) * 10_000
+    if not stream:
+        world.generator.delay_s = 60.0
+    headers = {"content-type": "application/json", "authorization": "Bearer fr_1"}
+    call = RawCall(
+        create_app(world.services()), CHAT, asking(stream=stream, max_tokens=600), headers=headers
+    )
+    await call.task
+    [event] = world.recorder.finished
+    assert event.code == "TIMEOUT"
+    after = await left(meter)
+    assert after["concurrent_requests"] == 2
+    spent = 1000 - after["tokens_per_minute"]
+    if stream:
+        assert event.usage is not None
+        assert spent == event.usage.prompt_tokens + event.usage.completion_tokens
+        assert 0 < event.usage.completion_tokens < 100, "what had come, not what was reserved"
+    else:
+        assert spent > 600, "it was worked on, and nobody says how much"
+    assert event.cost > 0
+
+
 async def test_more_than_may_run_at_once(
     client: httpx.AsyncClient, world: World, meter: Meter
 ) -> None:

@@ -27,6 +27,7 @@ START = datetime(2026, 11, 24, 23, 59, tzinfo=UTC).timestamp()
 per_minute = Limit(name="requests", strategy=Strategy.FIXED_WINDOW, amount=10, window_ms=MINUTE)
 sliding = Limit(name="tokens", strategy=Strategy.SLIDING_WINDOW, amount=100, window_ms=MINUTE)
 bucket = Limit(name="bucket", strategy=Strategy.TOKEN_BUCKET, amount=60, window_ms=MINUTE)
+small = Limit(name="small", strategy=Strategy.FIXED_WINDOW, amount=100, window_ms=MINUTE)
 at_once = Limit(name="running", strategy=Strategy.CONCURRENT, amount=2)
 monthly = Limit(name="budget", strategy=Strategy.FIXED_WINDOW, amount=1_000_000)
 
@@ -303,6 +304,71 @@ def test_who_opens_a_file_that_another_is_making_waits(tmp_path: Path) -> None:
     assert asyncio.run(take(counters, "a", (per_minute, 1)))
     timer.join()
     maker.close()
+
+
+@pytest.mark.parametrize("limit", [per_minute, sliding, bucket, monthly, at_once])
+async def test_what_is_spent_is_not_what_is_held(make: Make, limit: Limit) -> None:
+    clock = Clock()
+    one, other = make(clock), make(clock)
+    unit = 1 if limit is at_once else limit.amount // 10
+    for name in "ab":
+        assert await take(one, name, (limit, unit), (small, 1))
+    assert (await other.spent("acme", limit)).remaining == limit.amount
+    assert await one.settle("acme", "a", {limit.name: unit // 2})
+    used = 0 if limit is at_once else unit // 2
+    assert (await other.spent("acme", limit)).remaining == limit.amount - used
+    level = await other.spent("acme", limit)
+    [held] = await other.levels("acme", [Demand(limit=limit, amount=0)])
+    assert held.remaining == level.remaining - unit
+    assert (level.name, level.amount) == (held.name, held.amount)
+    assert await one.settle("acme", "b", {})
+    expired = 0 if limit is at_once else used + unit
+    assert (await other.spent("acme", limit)).remaining == limit.amount - expired
+    assert await take(one, "c", (limit, unit), ttl_s=1)
+    assert (await other.spent("acme", limit)).remaining == limit.amount - expired
+    clock.now += 1
+    back = 1 if limit is bucket else 0  # it has flowed
+    lost = 0 if limit is at_once else unit
+    assert (await other.spent("acme", limit)).remaining == limit.amount - expired - lost + back
+
+
+async def test_a_decision_is_one_round_trip_to_redis(redis_server: RedisServer) -> None:
+    sent: list[bytes] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+
+        async def back() -> None:
+            while piece := await to_reader.read(65_536):
+                writer.write(piece)
+
+        backward = asyncio.create_task(back())
+        while piece := await reader.read(65_536):
+            sent.append(piece)
+            to_writer.write(piece)
+        backward.cancel()
+        to_writer.close()
+        writer.close()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as between:
+        port = between.sockets[0].getsockname()[1]
+        counters = RedisCounters(f"redis://127.0.0.1:{port}/0", prefix=f"test:{uuid.uuid4().hex}:")
+        await counters.ping()
+        assert await take(counters, "first", (sliding, 1))  # from here on Redis has the script
+        wanted = [(per_minute, 1), (sliding, 1), (bucket, 1), (monthly, 1), (at_once, 1)]
+        asked = [Demand(limit=limit, amount=0) for limit, _ in wanted]
+        for call in (
+            lambda: take(counters, "a", *wanted),
+            lambda: take(counters, "b", (sliding, 1000)),
+            lambda: counters.renew("acme", "a", ttl_s=60),
+            lambda: counters.levels("acme", asked),
+            lambda: counters.spent("acme", sliding),
+            lambda: counters.settle("acme", "a", {"tokens": 0}),
+        ):
+            sent.clear()
+            await call()
+            assert len(sent) == 1, sent
+        await counters.close()
 
 
 async def test_an_owner_is_forgotten_whole(make: Make) -> None:

@@ -48,6 +48,8 @@ async def test_everything_is_there(directory: Directory) -> None:
     assert by_kind["tenant"]["overrides"] == {"tokens_per_day": 5}
     assert by_kind["key"]["label"] == "the shop of acme"
     assert by_kind["usage"]["completion_tokens"] == 7
+    assert by_kind["usage"]["model_version"] == "smollm2@1"
+    assert by_kind["usage"]["adapter_version"] == "acme-bot@1"
     assert by_kind["idempotency"]["key"] == "order-1"
     assert by_kind["idempotency"]["body_bytes"] == len(SECRET_ANSWER)
     assert by_kind["webhook_event"]["payload"] == '{"customer": "acme",\n "amount": 1.10}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -82,6 +83,44 @@ async def test_an_expired_key_is_refused(
     now = key.expires
     with pytest.raises(Unauthorized):
         await keys.principal(minted.text)
+
+
+async def test_both_keys_are_taken_while_they_overlap_and_then_the_successor_alone(
+    directory: Directory, peppers: Peppers, clock: Clock
+) -> None:
+    await directory.create("acme", plan="pro", by="me")
+    old, text = await directory.issue("acme", by="me")
+    new, successor = await directory.rotate(old.id, overlap=timedelta(hours=1), by="me")
+    end = new.created + timedelta(hours=1)
+    now = new.created
+    keys = KeyAuthenticator(directory, peppers, clock=clock, now=lambda: now)
+
+    async def subjects() -> list[str]:
+        found = []
+        for minted in (text, successor):
+            with suppress(Unauthorized):
+                found.append((await keys.principal(minted.text)).subject)
+        return found
+
+    both, alone = [f"key:{old.id}", f"key:{new.id}"], [f"key:{new.id}"]
+    assert await subjects() == both
+    now = end - timedelta(seconds=1)
+    assert await subjects() == both
+    now = end
+    assert await subjects() == alone
+    now = end + timedelta(days=365)
+    assert await subjects() == alone
+
+
+async def test_a_key_that_is_rotated_without_overlap_is_refused_within_a_second(
+    keys: KeyAuthenticator, directory: Directory, clock: Clock
+) -> None:
+    old, text = await directory.issue("acme", by="me")
+    await keys.principal(text.text)
+    await directory.rotate(old.id, overlap=timedelta(0), by="me")
+    clock.now += FRESH_S + 0.01
+    with pytest.raises(Unauthorized):
+        await keys.principal(text.text)
 
 
 async def test_what_changes_holds_within_a_second(

@@ -17,8 +17,8 @@ from deployments.caching.reuse import Outcome
 from deployments.observability.events import RequestFinished, RequestShed
 from deployments.tenants import ledger as module
 from deployments.tenants.directory import Directory
-from deployments.tenants.ledger import By, Ledger, report, row
-from models.contracts import Priority, Timings, Usage
+from deployments.tenants.ledger import By, Ledger, place, report, row
+from models.contracts import Priority, Timings, Usage, Versions
 from state import tables
 from state.database import Database
 from state.errors import StateUnavailable
@@ -74,14 +74,33 @@ async def rows(database: Database) -> list[dict[str, object]]:
 
 
 async def test_a_request_is_one_row(ledger: Ledger) -> None:
-    ledger(event())
+    ledger(replace(event(), versions=Versions(model="m@3", adapter="poet@2")))
     await written(ledger)
     [found] = await rows(ledger.database)  # type: ignore[arg-type]
+    assert (found["model_version"], found["adapter_version"]) == ("m@3", "poet@2")
     assert found["day"] == "2026-11-25"
     assert found["at"] == datetime.fromtimestamp(NOON, UTC)
     assert (found["tenant"], found["subject"], found["model"]) == ("acme", "key:1", "m")
     assert (found["prompt_tokens"], found["completion_tokens"], found["cost"]) == (10, 20, 70)
     assert (found["queue_ms"], found["prefill_ms"], found["decode_ms"]) == (10, 20, 500)
+
+
+async def test_lines_next_to_a_line(ledger: Ledger) -> None:
+    for version in (None, "m@1", "m@2", "m@3"):
+        ledger(replace(event(), versions=Versions(model=version)))
+    await written(ledger)
+    by = [By.MODEL_VERSION, By.TENANT]
+
+    async def versions(**where: Any) -> list[object]:
+        found = await report(ledger.database, by=by, limit=2, **where)
+        return [line["model_version"] for line in found]
+
+    places = [place(line, by) for line in await report(ledger.database, by=by)]
+    assert await versions() == [None, "m@1"]
+    assert await versions(after=places[0]) == ["m@1", "m@2"]
+    assert await versions(before=places[3]) == ["m@1", "m@2"]
+    assert await versions(before=places[1]) == [None]
+    assert await versions(after=places[3]) == []
 
 
 async def test_what_was_no_work_is_no_row(ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def metering(counters: Counters, events: list[Event] | None = None, **facts: obj
         "strategy": Strategy.SLIDING_WINDOW,
         "prices": PRICES,
         "looks_s": (),
+        "watch_s": 0,
         "emit": [].append if events is None else events.append,
     }
     return Meter(counters=counters, **(told | facts))  # type: ignore[arg-type]
@@ -144,6 +146,52 @@ def test_however_often_it_is_extended_it_is_settled_to_what_was_used(
     asyncio.run(tell())
 
 
+async def test_a_tenant_s_own_limits_hold_in_place_of_its_plan_s(meter: Meter) -> None:
+    own = {"requests_per_minute": 1, "tokens_per_minute": None, "requests_per_hour": 2}
+    special = replace(DEVELOPER, overrides=own)
+    admission = await meter.admit(special, "m", Work(completion_tokens=3000))
+    assert {level.name: (level.amount, level.remaining) for level in admission.levels} == {
+        "requests_per_minute": (1, 0),
+        "requests_per_hour": (2, 1),
+        "concurrent_requests": (3, 2),
+        "budget_per_month": (10_000, 1000),
+    }, "more tokens than the plan has in a minute; the others are the plan's"
+    with pytest.raises(QuotaExceeded, match="limit of 1 requests per minute"):
+        await meter.admit(special, None, Work())
+    await meter.admit(DEVELOPER, None, Work(completion_tokens=1000))
+    assert {level.name for level in await meter.levels(special)} == {
+        *("requests_per_minute", "requests_per_hour", "concurrent_requests", "budget_per_month")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "window_s"),
+    [
+        ("requests_per_minute", 60),
+        ("requests_per_hour", 3600),
+        ("requests_per_day", 86_400),
+        ("tokens_per_minute", 60),
+        ("tokens_per_day", 86_400),
+    ],
+)
+async def test_each_limit_has_the_window_it_is_named_after(
+    clock: Clock, name: str, window_s: int
+) -> None:
+    clock.now = 1_800_000_000 // 86_400 * 86_400.0  # where all of them begin
+    plan = PlanConfig.model_validate({name: 2})
+    meter = metering(MemoryCounters(clock), plans={"small": plan}, strategy=Strategy.FIXED_WINDOW)
+    work = Work(completion_tokens=1)
+    for _ in range(2):
+        await settle(meter, await meter.admit(DEVELOPER, None, work), work)
+    clock.now += window_s - 1
+    with pytest.raises(QuotaExceeded, match=name.replace("_", " ")) as told:
+        await meter.admit(DEVELOPER, None, work)
+    assert told.value.retry_after == 1
+    clock.now += 1
+    await settle(meter, await meter.admit(DEVELOPER, None, work), work)
+    await meter.close()
+
+
 async def test_a_refusal_says_which_limit_and_when(meter: Meter, clock: Clock) -> None:
     await meter.admit(DEVELOPER, "m", Work(completion_tokens=900))
     clock.now += 6
@@ -187,6 +235,54 @@ async def test_budgets_are_told_of_once_a_share(clock: Clock) -> None:
         await meter.admit(DEVELOPER, "m", Work(prompt_tokens=1))
     assert events[-1] == QuotaDenied(tenant="acme", limit="budget_per_month")
     await meter.close()
+
+
+async def test_a_budget_that_is_only_reserved_is_not_told_of(clock: Clock) -> None:
+    """One request that may need all of it would else tell, once and for all, of 100 percent."""
+    events: list[Event] = []
+    plan = PlanConfig(budget_per_month=0.001)
+    meter, other = (
+        metering(counters, events, plans={"small": plan})
+        for counters in [MemoryCounters(clock)] * 2
+    )
+
+    def shares() -> list[float]:
+        return [event.share for event in events if isinstance(event, BudgetReached)]
+
+    large = await meter.admit(DEVELOPER, "m", Work(prompt_tokens=100, completion_tokens=300))
+    await settle(meter, large, Work(prompt_tokens=100))
+    assert shares() == [], "a tenth was used of what was reserved"
+    running = await other.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    small = Work(prompt_tokens=100)
+    await settle(meter, await meter.admit(DEVELOPER, "m", small), small)
+    assert shares() == [], "a fifth, while another gateway's request holds three tenths"
+    await settle(other, running, Work(completion_tokens=100))
+    assert shares() == [0.5], "by the one that held it, though nobody reserves any more"
+    await settle(
+        meter, await meter.admit(DEVELOPER, "m", Work(prompt_tokens=500)), Work(prompt_tokens=500)
+    )
+    assert shares() == [0.5, 1.0]
+    await meter.close()
+
+
+async def test_what_a_gateway_that_died_had_reserved_is_spent_when_its_lease_is_over(
+    clock: Clock,
+) -> None:
+    events: list[Event] = []
+    plan = PlanConfig(budget_per_month=0.001)
+    counters = MemoryCounters(clock)
+    dying, other = (metering(counters, events, plans={"small": plan}) for _ in range(2))
+    await dying.admit(DEVELOPER, "m", Work(prompt_tokens=1000))
+    for alerted in ([], [1.0]):
+        with pytest.raises(QuotaExceeded):
+            await other.admit(DEVELOPER, "m", Work(prompt_tokens=1))
+        while other._tasks:
+            await asyncio.wait(other._tasks)
+        assert [event.share for event in events if isinstance(event, BudgetReached)] == alerted
+        clock.now += module.LEASE_S
+    assert dying._renewing is not None
+    dying._renewing.cancel()
+    await other.close()
 
 
 async def test_without_a_plan_nothing_is_counted(meter: Meter) -> None:
@@ -305,76 +401,6 @@ async def test_a_lease_that_is_made_after_it_was_given_up(clock: Clock) -> None:
     assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 1000
     assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
     await meter.close()
-
-
-@settings(max_examples=60)
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(1, 400),  # reserved
-            st.floats(0, 1),  # share of it that is used
-            st.sampled_from(["settle", "crash", "later"]),
-            st.integers(0, 20),  # seconds until the next one
-            st.integers(0, 1),  # gateway
-        ),
-        max_size=40,
-    ),
-    st.sampled_from([Strategy.FIXED_WINDOW, Strategy.SLIDING_WINDOW, Strategy.TOKEN_BUCKET]),
-)
-def test_no_interleaving_admits_more_than_the_quota(
-    story: list[tuple[int, float, str, int, int]], strategy: Strategy
-) -> None:
-    """Reserve, settle, expire and crash, over two gateways that share their counters."""
-
-    async def tell() -> None:
-        clock = Clock()
-        counters = MemoryCounters(clock)
-        gateways = [
-            metering(
-                counters, plans={"small": PlanConfig(tokens_per_minute=1000)}, strategy=strategy
-            )
-            for _ in range(2)
-        ]
-        used: list[tuple[float, int]] = []  # when it was let in, and what it really took
-        pending: list[tuple[Meter, Admission, Work]] = []
-        for reserved, share, end, pause, number in story:
-            gateway = gateways[number]
-            work = Work(completion_tokens=round(reserved * share))
-            try:
-                admission = await gateway.admit(DEVELOPER, None, Work(completion_tokens=reserved))
-            except QuotaExceeded:
-                pass
-            else:
-                used.append((clock.now, work.tokens))
-                if end == "settle":
-                    await settle(gateway, admission, work)
-                elif end == "later":
-                    pending.append((gateway, admission, work))
-            clock.now += pause
-            if pending and pause % 3 == 0:
-                await settle(*pending.pop(0))
-        for begin, _ in used:
-            window = [amount for at, amount in used if begin <= at < begin + 60]
-            if strategy is Strategy.SLIDING_WINDOW:
-                assert sum(window) <= 1000
-            elif strategy is Strategy.TOKEN_BUCKET:
-                for end_, _ in used:
-                    within = [amount for at, amount in used if begin <= at <= end_]
-                    assert sum(within) <= 1000 + 1000 * max(0, end_ - begin) / 60 + 1
-            else:
-                same = [a for at, a in used if at // 60 == begin // 60]
-                assert sum(same) <= 1000
-        # and nothing stays reserved for ever
-        clock.now += 3600
-        assert await left_of(gateways[0]) == 1000
-        for gateway in gateways:
-            if gateway._renewing is not None:
-                gateway._renewing.cancel()
-
-    async def left_of(gateway: Meter) -> int:
-        return (await gateway.levels(DEVELOPER))[0].remaining
-
-    asyncio.run(tell())
 
 
 def test_costs_are_rounded_up() -> None:

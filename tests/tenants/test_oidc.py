@@ -7,8 +7,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 import jwt
 import pytest
@@ -138,9 +139,25 @@ async def test_claims_that_are_wrong(
         await tokens.principal(issuer.token(**claims))
 
 
-async def test_clocks_may_differ_a_little(tokens: OidcAuthenticator, issuer: Issuer) -> None:
-    await tokens.principal(issuer.token(exp=time.time() - 5))
-    await tokens.principal(issuer.token(nbf=time.time() + 5))
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+async def test_clocks_may_differ_a_little_and_no_more(
+    tokens: OidcAuthenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch, claim: str
+) -> None:
+    """A second inside the ten that are configured, and a second beyond them."""
+    now = int(time.time())
+
+    class Still(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(now, tz)
+
+    monkeypatch.setattr("jwt.api_jwt.datetime", Still)
+    ahead = -1 if claim == "exp" else 1
+    told = {"exp": now + 600} | {claim: now + ahead * 9}
+    await tokens.principal(issuer.token(**told))
+    told[claim] = now + ahead * 11
+    with pytest.raises(Unauthorized):
+        await tokens.principal(issuer.token(**told))
 
 
 async def test_what_is_not_signed_by_the_issuer(tokens: OidcAuthenticator, issuer: Issuer) -> None:

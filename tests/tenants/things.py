@@ -14,7 +14,7 @@ from deployments.tenants.idempotency import Answer, IdempotencyRecords, Lease
 from deployments.tenants.ledger import row
 from deployments.tenants.visibility import Visibility
 from deployments.webhooks.inbox import Delivery, Inbox
-from models.contracts import Usage
+from models.contracts import Usage, Versions
 from state import tables
 from state.database import Database, LazyDatabase
 
@@ -34,6 +34,7 @@ def finished(tenant: str, subject: str, *, adapter: str | None = None) -> Reques
         adapter=adapter,
         tenant=tenant,
         subject=subject,
+        versions=Versions(model="smollm2@1", adapter=None if adapter is None else f"{adapter}@1"),
         usage=Usage(prompt_tokens=5, completion_tokens=7),
         cost=3,
     )

@@ -7,7 +7,7 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from deployments.gateway.operation import Answers, Call, Operation
-from deployments.gateway.pagination import PageQuery, paginate
+from deployments.gateway.pagination import PAGED, PageQuery, paginate
 from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.adapters import (
     AdapterData,
@@ -35,10 +35,7 @@ def operations(services: Services) -> list[Operation]:
             takes=PageQuery,
             answers=Answers(
                 schema=Success[AdapterList],
-                headers={
-                    "X-Next-Cursor": "Where the next page begins; absent on the last.",
-                    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
-                },
+                headers=PAGED,
                 errors=ERRORS,
             ),
             summary="The published adapters of a model, by name.",
@@ -75,13 +72,15 @@ async def list_adapters(services: Services, call: Call[PageQuery]) -> ASGIApp:
 async def publish(services: Services, call: Call[AdapterRequest]) -> ASGIApp:
     model = _generating(services, call.path["model"])
     request = call.input
-    adapter = await services.adapters.publish(model, request.name, request.source)
+    adapter = await services.adapters.publish(
+        model, request.name, request.source, by=call.exchange.subject
+    )
     return enveloped(services, call.exchange, _data(adapter))
 
 
 async def withdraw(services: Services, call: Call[Nothing]) -> ASGIApp:
     model, name = _generating(services, call.path["model"]), call.path["name"]
-    await services.adapters.withdraw(model, name)
+    await services.adapters.withdraw(model, name, by=call.exchange.subject)
     return enveloped(services, call.exchange, {"model": model, "name": name})
 
 

@@ -117,8 +117,9 @@ def operations(services: Services) -> list[Operation]:
             "GET",
             "/admin/v1/plans",
             partial(list_plans, services),
-            answers=Answers(schema=Success[PlanList]),
-            summary="The plans, as they are configured.",
+            takes=PageQuery,
+            answers=Answers(schema=Success[PlanList], headers=PAGED),
+            summary="The plans, as they are configured, by name.",
             needs=read,
         ),
         Operation(
@@ -211,11 +212,11 @@ async def revoke_key(services: Services, call: Call[Nothing]) -> ASGIApp:
     return enveloped(services, call.exchange, _key(key))
 
 
-async def list_plans(services: Services, call: Call[Nothing]) -> ASGIApp:
-    plans = [
-        {"name": name, "limits": dict(plan.limits)} for name, plan in services.config.plans.items()
-    ]
-    return enveloped(services, call.exchange, {"plans": plans})
+async def list_plans(services: Services, call: Call[PageQuery]) -> ASGIApp:
+    plans = services.config.plans
+    page = paginate(plans, lambda name: name, call.input)
+    data = [{"name": name, "limits": dict(plans[name].limits)} for name in page.items]
+    return enveloped(services, call.exchange, {"plans": data}, page.headers())
 
 
 async def list_audit(services: Services, call: Call[PageQuery]) -> ASGIApp:

@@ -18,7 +18,7 @@ from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.embeddings import EmbeddingAnswer, EmbeddingRequest
 from deployments.gateway.services import Services
 from deployments.gateway.standing import standing
-from models.contracts import Priority, Usage
+from models.contracts import Priority, Usage, Versions
 from models.errors import InvalidInput
 
 PATH = "/v1/embeddings"
@@ -41,11 +41,14 @@ async def create(services: Services, call: Call[EmbeddingRequest]) -> ASGIApp:
     request, exchange = call.input, call.exchange
     embedder = remembering_embedder(services, exchange, request.model)
     exchange.model = request.model
+    version = services.model(request.model, exchange.sight).version
+    exchange.versions = Versions(model=version)
     exchange.priority = request.priority or Priority.STANDARD
     guard = services.guardrails.of_plan(exchange.plan)
     texts = await guard.each(request.texts, param="input", inquiry=exchange.inquiry(services.emit))
     async with metered(services, exchange, bound(texts, n=1, max_tokens=0, context=None)):
         result = await embedder.embed(texts, standing(services, exchange))
+        exchange.versions = Versions(model=result.version or version)
         exchange.usage = Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0)
         exchange.remembered = Usage(prompt_tokens=result.remembered_tokens, completion_tokens=0)
     width = len(result.vectors[0])

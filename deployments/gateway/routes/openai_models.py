@@ -8,7 +8,7 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from deployments.gateway.operation import Answers, Call, Operation
-from deployments.gateway.pagination import PageQuery, paginate
+from deployments.gateway.pagination import PAGED, PageQuery, paginate
 from deployments.gateway.responses import json_response
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.catalogue import ModelAnswer, ModelList
@@ -26,10 +26,7 @@ def operations(services: Services) -> list[Operation]:
             takes=PageQuery,
             answers=Answers(
                 schema=ModelList,
-                headers={
-                    "X-Next-Cursor": "Where the next page begins; absent on the last.",
-                    "X-Prev-Cursor": "Where the previous page ends; absent on the first.",
-                },
+                headers=PAGED,
             ),
             summary="The models that are served, and their published adapters, by name.",
         ),

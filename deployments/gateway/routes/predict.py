@@ -15,7 +15,7 @@ from deployments.gateway.schemas.predict import PredictData, PredictRequest
 from deployments.gateway.services import ServedModel, Services
 from deployments.gateway.standing import standing
 from deployments.tenants.meter import Work
-from models.contracts import Json
+from models.contracts import Json, Versions
 from models.errors import InvalidInput, PayloadTooLarge
 
 PATH = "/v1/models/{model}/predict"
@@ -40,7 +40,9 @@ async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
     predictor = services.predictor(name, exchange.sight)
     exchange.model, exchange.priority = name, request.priority
     inputs = request.rows
-    _check_size(services.model(name, exchange.sight), inputs)
+    served = services.model(name, exchange.sight)
+    exchange.versions = Versions(model=served.version)
+    _check_size(served, inputs)
     guard = services.guardrails.of_plan(exchange.plan)
     inquiry = exchange.inquiry(services.emit)
     inputs = [
@@ -49,6 +51,7 @@ async def predict(services: Services, call: Call[PredictRequest]) -> ASGIApp:
     ]
     async with metered(services, exchange, Work()):
         result = await predictor.predict(inputs, standing(services, exchange))
+        exchange.versions = Versions(model=result.version or served.version)
     data = {"predictions": result.predictions, "model": name, "version": result.version}
     return enveloped(services, exchange, data)
 

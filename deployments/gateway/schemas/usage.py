@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from deployments.gateway.schemas.base import Answer, Strict
+from deployments.gateway.pagination import PageQuery
+from deployments.gateway.schemas.base import Answer
 
+BY = r"day|model|tenant|model_version|adapter_version"
 DAY = r"^\d{4}-\d{2}-\d{2}$"
 
 
-class UsageQuery(Strict):
+class UsageQuery(PageQuery):
     by: str = Field(
         default="day,model,tenant",
-        pattern=r"^(day|model|tenant)(,(day|model|tenant)){0,2}$",
-        description="What there is a line for: `day`, `model` and `tenant`, with commas.",
+        pattern=rf"^({BY})(,({BY})){{0,4}}$",
+        description="What there is a line for, with commas: `day`, `model`, `tenant`,"
+        " `model_version`, `adapter_version`.",
     )
     tenant: str | None = Field(default=None, max_length=128)
     since: str | None = Field(default=None, pattern=DAY, description="First day, in UTC.")
@@ -24,6 +27,8 @@ class UsageLine(Answer):
     day: str | None = None
     model: str | None = None
     tenant: str | None = None
+    model_version: str | None = None
+    adapter_version: str | None = None
     requests: int
     remembered_requests: int = Field(
         description="Of `requests`, those answered from the cache, or together with another."
