@@ -11,6 +11,7 @@ import orjson
 from starlette.responses import Response
 
 from deployments.gateway.exchange import Exchange
+from deployments.observability.logs import about
 from models.errors import InternalError, PlatformError, StateUnreachable
 from state.errors import StateUnavailable
 
@@ -91,7 +92,7 @@ def as_platform_error(error: Exception, exchange: Exchange) -> PlatformError:
     if isinstance(error, PlatformError):
         return error
     if isinstance(error, StateUnavailable):
-        logger.warning("request %s: %s", exchange.id, error, extra={"request_id": exchange.id})
+        logger.warning("request %s: %s", exchange.id, error, extra=about(exchange))
         return StateUnreachable(
             "The platform's state is out of reach; nothing was done. Try again.", retry_after=1
         )
@@ -101,7 +102,7 @@ def as_platform_error(error: Exception, exchange: Exchange) -> PlatformError:
         exchange.route,
         exchange.id,
         exc_info=error,
-        extra={"request_id": exchange.id, "route": exchange.route},
+        extra=about(exchange),
     )
     return InternalError(
         f"The server failed; it is not the request's fault. Quote request {exchange.id}."

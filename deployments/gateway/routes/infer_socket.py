@@ -27,6 +27,7 @@ from deployments.gateway.routes.infer_events import InferEvents
 from deployments.gateway.schemas.infer import SocketCancel, SocketInfer
 from deployments.gateway.services import Services
 from deployments.gateway.validation import parse_json
+from deployments.observability.logs import on_behalf_of
 from deployments.tenants.principal import Scope as Right
 from models.errors import InvalidInput, Overloaded, PlatformError
 
@@ -158,6 +159,7 @@ class Connection:
     async def _answer(self, request: SocketInfer) -> None:
         services, exchange = self._services, self._exchange(request.id)
         events = SocketEvents(services, exchange, request.id)
+        on_behalf_of.set(exchange)  # in this task: the connection has others
         try:
             # Each request anew: a connection may outlive the key that opened it.
             exchange.belongs_to(
