@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from copy import copy
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -85,6 +87,19 @@ def error_response(error: PlatformError, path: str, request_id: str, now: float)
     if error.status == HTTPStatus.REQUEST_TIMEOUT:
         headers["connection"] = "close"  # the rest of the body is not waited for, either
     return Response(error_json(body), error.status, headers, "application/json")
+
+
+def in_words(error: PlatformError, names: Mapping[str, str]) -> PlatformError:
+    """The error as one who calls fields by other ``names`` reads it. A copy: several requests may
+    have come to the same one.
+    """
+    if error.param is None or (name := names.get(error.param)) is None:
+        return error
+    told = copy(error)
+    if error.message.startswith(f"{error.param} "):
+        told.message = name + error.message.removeprefix(error.param)
+    told.param = name
+    return told
 
 
 def as_platform_error(error: Exception, exchange: Exchange) -> PlatformError:

@@ -68,7 +68,7 @@ class Guard:
         if not checks:
             return prompt
         if isinstance(prompt, str):
-            [text] = await _through(checks, [prompt], inquiry)
+            [text] = await _through(checks, [prompt], inquiry, "prompt")
             return text
         messages = [message for message in prompt if isinstance(message, ChatMessage)]
         if len(messages) < len(prompt):
@@ -80,7 +80,7 @@ class Guard:
             inquiry.tell_refused(unread)
             raise unread
         said = [message.content for message in messages]
-        texts = await _through(checks, said, inquiry)
+        texts = await _through(checks, said, inquiry, "messages")
         if texts == said:
             return prompt
         return tuple(
@@ -224,7 +224,7 @@ def _rules(config: GuardrailsConfig) -> Iterator[tuple[Rule, Action, Action]]:
 
 
 async def _through(
-    checks: Sequence[InputCheck], texts: Sequence[str], inquiry: Inquiry, param: str | None = None
+    checks: Sequence[InputCheck], texts: Sequence[str], inquiry: Inquiry, param: str
 ) -> Sequence[str]:
     """What the last check lets through. Raises as they do; ``param`` is the field at fault."""
     try:

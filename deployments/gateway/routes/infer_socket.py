@@ -18,7 +18,7 @@ import orjson
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.gateway.errors import as_platform_error
+from deployments.gateway.errors import as_platform_error, in_words
 from deployments.gateway.exchange import Exchange, exchange_of
 from deployments.gateway.policies.authentication import identify
 from deployments.gateway.policies.deadline import time_limit
@@ -181,7 +181,8 @@ class Connection:
             # While the socket is open only the client's own message cancels.
             await self._send(events.cancelled())
         except Exception as error:
-            await self._fail(exchange, events, as_platform_error(error, exchange))
+            failure = as_platform_error(error, exchange)
+            await self._fail(exchange, events, in_words(failure, request.other_names))
         finally:
             del self._running[request.id]
             self._be_patient()

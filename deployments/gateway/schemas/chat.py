@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -60,6 +61,12 @@ class ChatRequest(GenerateFields, HarmlessFields):
     @property
     def conversation(self) -> tuple[ChatMessage, ...]:
         return tuple([message.as_contract() for message in self.messages])
+
+    @property
+    def other_names(self) -> Mapping[str, str]:
+        if self.max_completion_tokens is None:
+            return {}
+        return {"max_tokens": "max_completion_tokens"}
 
     def as_sampling(self, defaults: Sampling) -> Sampling:
         """The sampling fields, with OpenAI's two names for the length and two for logprobs.
