@@ -52,7 +52,7 @@ NEVER = {
 }
 
 PURE = ("admission", "drain", "fairness", "pace", "prefixes", "queue", "scheduler", "sequence")
-"""Of ``deployments/engines``: they decide and do not compute, so a test drives them step by step."""
+"""Of ``deployments/engines``: they decide and do not compute; a test drives them step by step."""
 IMPURE = {"torch", "transformers", "safetensors", "peft", "numpy", "ray", "asyncio", "threading"}
 """What no pure module may lead to, directly or through others of ours."""
 
