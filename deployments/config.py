@@ -196,7 +196,8 @@ class FixedCostModel(Section):
     """A path, ``wheel:``, ``hf:``, or ``registry:NAME@ALIAS_OR_VERSION``. What an alias names is
     looked up every ``registry.refresh_s`` and exchanged while the model serves."""
     sha256: str | None = None
-    threads: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads; default: the replica's CPUs, and one at least."""
     batcher: BatcherConfig = BatcherConfig()
     queue: QueueConfig = QueueConfig()
     replicas: Replicas = Replicas(cpus=0)

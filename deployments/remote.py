@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
 from functools import partial
 from itertools import count
 from typing import Any
@@ -99,7 +100,7 @@ class RemoteGenerator:
         if answer is None:
             answer = asyncio.get_running_loop().create_future()
             if not self._leaving:
-                task = asyncio.create_task(self._ask_for_all())
+                task = asyncio.create_task(self._ask_for_all(), context=Context())
                 self._asking.add(task)
                 task.add_done_callback(self._asking.discard)
             self._leaving[request.receipt] = answer

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 import sys
 import time
@@ -38,6 +39,7 @@ from deployments.config import (
     PlatformConfig,
     PredictModel,
     RegistryConfig,
+    Replicas,
 )
 from deployments.engines.batcher import Batcher, predict_each
 from deployments.engines.following import Batching, Following
@@ -46,7 +48,7 @@ from deployments.gateway.app import create_app
 from deployments.gateway.services import EmbedResult, ServedModel, Services
 from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
-from deployments.observability.events import BatchRan, Emit, fan_out
+from deployments.observability.events import BatchFailed, BatchRan, Emit, fan_out
 from deployments.publishing import RegistryAdapters
 from deployments.remote import (
     RemoteEmbedder,
@@ -80,7 +82,7 @@ from models.contracts import (
     Usage,
     Versions,
 )
-from models.errors import InvalidInput, NotFound, PlatformError, Timeout
+from models.errors import InternalError, InvalidInput, NotFound, PlatformError, Timeout
 from models.sources.registry import SCHEME
 from state.counters import Strategy, open_counters
 from state.database import LazyDatabase
@@ -89,6 +91,8 @@ from state.places import Places
 
 if TYPE_CHECKING:
     from deployments.engines.embeddings import Embedding
+
+logger = logging.getLogger(__name__)
 
 
 def _observers() -> Emit:
@@ -108,6 +112,21 @@ def _in_background(*work: Coroutine[Any, Any, None]) -> list[asyncio.Task[None]]
     return [loop.create_task(one) for one in work]
 
 
+def _told(name: str, error: Exception) -> PlatformError:
+    """What is said of an error. One that nobody foresaw is logged here and goes no further: Serve
+    would log it, too, and all that it quotes.
+    """
+    if isinstance(error, PlatformError):
+        return error
+    logger.error("%s failed on a request", name, exc_info=error)
+    return InternalError(f"{name} failed unexpectedly.")
+
+
+def _threads(asked: int | None, replicas: Replicas) -> int:
+    """Of torch. Without a word from the configuration as many as Ray has set processors aside."""
+    return asked or max(1, math.floor(replicas.cpus))
+
+
 class GeneratorReplica:
     """One engine, and the adapters that the registry has for it.
 
@@ -125,7 +144,7 @@ class GeneratorReplica:
         self._called = self._version.name or version_name(model)
         self._catalogue = Catalogue()
         self._found: dict[str, Version] = {}
-        threads = model.engine.threads or max(1, math.floor(model.replicas.cpus))
+        threads = _threads(model.engine.threads, model.replicas)
         engine = model.engine.model_copy(update={"threads": threads})
         self._engine = Engine(
             name, folder, engine, model.queue, resolve=self._adapter_folder, emit=_observers()
@@ -141,6 +160,7 @@ class GeneratorReplica:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta | PlatformError]:
         """Deltas; a failure comes as the last item."""
+        logs.on_behalf_of.set(request)  # Serve answers each call in a task of its own
         try:
             answered_by, versions = self._identity, Versions(model=self._called)
             if request.adapter is not None:
@@ -156,8 +176,8 @@ class GeneratorReplica:
                 if delta.usage is not None:
                     delta = replace(delta, answered_by=answered_by)
                 yield delta
-        except PlatformError as error:
-            yield error
+        except Exception as error:
+            yield _told(self._name, error)
 
     async def answer(self, request: GenerateRequest) -> list[Delta | PlatformError]:
         """All that ``generate`` yields, for those who want nothing before its end."""
@@ -167,15 +187,15 @@ class GeneratorReplica:
         """See ``models.contracts.Tokenizes``."""
         try:
             return await self._engine.tokenize(prompt)
-        except PlatformError as error:
-            return error
+        except Exception as error:
+            return _told(self._name, error)
 
     async def detokenize(self, tokens: Sequence[int]) -> str | PlatformError:
         """See ``models.contracts.Tokenizes``."""
         try:
             return await self._engine.detokenize(tokens)
-        except PlatformError as error:
-            return error
+        except Exception as error:
+            return _told(self._name, error)
 
     async def spent(self, receipts: Sequence[str]) -> list[Usage | None]:
         """What was done for requests whose clients have left; ``None``: not here, or not known."""
@@ -185,8 +205,8 @@ class GeneratorReplica:
         """Load an adapter, to see whether this model can answer with it; or what is wrong."""
         try:
             await self._preload(await self._look_up(reference))
-        except PlatformError as error:
-            return error
+        except Exception as error:
+            return _told(self._name, error)
         return None
 
     async def ping(self) -> None:
@@ -260,7 +280,13 @@ class ServeBatching:
     @serve.batch  # type: ignore[untyped-decorator]  # Ray's decorators are untyped
     async def _predict(self, inputs: Sequence[Json]) -> Sequence[Any]:
         began = time.monotonic()
-        outcomes = await asyncio.to_thread(predict_each, self._predictor, inputs)
+        try:
+            outcomes = await asyncio.to_thread(predict_each, self._predictor, inputs)
+        except Exception as error:  # Serve would log it, with all that it says
+            told = f"{type(error).__name__}: {error}"
+            self._emit(BatchFailed(model=self._model, rows=len(inputs), error=told))
+            failed = f"{self._model!r} failed on the batch this request was in."
+            return [InternalError(failed) for _ in inputs]
         duration = time.monotonic() - began
         self._emit(BatchRan(model=self._model, rows=len(inputs), duration_s=duration))
         return outcomes
@@ -315,8 +341,8 @@ class PredictorReplica:
                 for at in range(0, len(inputs), size):
                     part = inputs[at : at + size]
                     outputs += await self._submit(batching, part, at, standing)
-        except PlatformError as error:
-            return error
+        except Exception as error:
+            return _told(self._name, error)
         return outputs, version.name
 
     async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult | PlatformError:
@@ -379,13 +405,14 @@ class PredictorReplica:
 
 
 def _predictor(model: FixedCost, folder: Path) -> Predictor:
+    threads = _threads(model.threads, model.replicas)
     if isinstance(model, EmbedModel):
         from deployments.engines.embeddings import SentenceEncoder
 
-        return SentenceEncoder(folder, max_tokens=model.max_tokens, threads=model.threads)
+        return SentenceEncoder(folder, max_tokens=model.max_tokens, threads=threads)
     predictor = artifact.load(folder)
     if torch := sys.modules.get("torch"):  # not all predictors use it
-        torch.set_num_threads(model.threads)
+        torch.set_num_threads(threads)
     return predictor
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.log_lines import LogLines, written
+
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
@@ -29,3 +31,10 @@ def time_enough(request: pytest.FixtureRequest) -> Iterator[None]:
                 if (module := sys.modules.get(name)) is not None:
                     patch.setattr(module, budget, 30.0)
         yield
+
+
+@pytest.fixture
+def log() -> Iterator[LogLines]:
+    """All that is logged meanwhile, line by line as it is written."""
+    with written() as lines:
+        yield lines

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deployments import catalogue, replicas
 from deployments.caching.identity import identity, with_adapter
@@ -20,13 +21,14 @@ from deployments.replicas import GeneratorReplica
 from models import artifact
 from models.artifact import Facts
 from models.contracts import Delta, GenerateRequest, Sampling, Versions
-from models.errors import InvalidInput, NotFound, PlatformError, Unavailable
+from models.errors import InternalError, InvalidInput, NotFound, PlatformError, Unavailable
 from models.registry import Registry, open_registry
 from models.sources.folder import sha256_weights
 from models.store import Store
 from models.versions import Version
 from tests import tiny_models
 from tests.engines import adapters
+from tests.log_lines import LogLines
 
 REFRESH_S = 0.02
 
@@ -64,6 +66,10 @@ async def shell(base: Path) -> AsyncIterator[GeneratorReplica]:
     config = GenerateModel.model_validate(model).model_dump(mode="json")
     shell = GeneratorReplica("tiny", config, {"refresh_s": REFRESH_S, "heartbeat_s": 60})
     yield shell
+    await stop(shell)
+
+
+async def stop(shell: GeneratorReplica) -> None:
     for task in shell._tasks:
         task.cancel()
     await asyncio.gather(*shell._tasks, return_exceptions=True)
@@ -264,10 +270,7 @@ async def test_an_answer_says_exactly_what_it_is_from(
     assert mine is not None
     assert plain == [None] * (len(plain) - 1) + [mine], "the gateway reckons the same"
     assert poet[-1] == with_adapter(mine, version.artifact)
-    for task in pinned._tasks:
-        task.cancel()
-    await asyncio.gather(*pinned._tasks, return_exceptions=True)
-    await pinned._catalogue.close()
+    await stop(pinned)
 
 
 async def test_an_answer_of_what_may_change_unnoticed_says_nothing(
@@ -276,3 +279,45 @@ async def test_an_answer_of_what_may_change_unnoticed_says_nothing(
     await add(registry, made[0], tmp_path / "1", "champion")
     assert set(await answered_by(shell, None)) == {None}
     assert set(await answered_by(shell, "poet")) == {None}
+
+
+async def test_a_bug_is_told_as_a_value_and_logged_for_its_request(
+    shell: GeneratorReplica, log: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised, it would be logged by Serve as well, with all that it says."""
+
+    async def broken(self: Catalogue, reference: str) -> Version:
+        raise ZeroDivisionError("a bug met by ann@example.org")
+
+    monkeypatch.setattr(Catalogue, "look_up", broken)
+    told = await ask(shell, "poet")
+    assert isinstance(told, InternalError)
+    assert "ann" not in told.message
+    assert isinstance(await shell.try_adapter("poet@1"), InternalError)
+    [first, _] = [line for line in log.lines if "exception" in line]
+    assert first["exception"].endswith("ZeroDivisionError: a bug met by [EMAIL]\n")
+    assert (first["request_id"], first["tenant"], first["model"]) == ("r", "public", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("engine", "cpus", "threads"),
+    [({}, 2.5, 2), ({}, 1, 1), ({}, 0.5, 1), ({"threads": 3}, 1, 3)],
+)
+async def test_torch_has_as_many_threads_as_the_replica_has_processors(
+    base: Path, engine: dict[str, int], cpus: float, threads: int
+) -> None:
+    model = {
+        "task": "generate",
+        "source": str(base),
+        "engine": {"slots": 4, **engine},
+        "replicas": {"cpus": cpus},
+    }
+    config = GenerateModel.model_validate(model).model_dump(mode="json")
+    shell = GeneratorReplica("tiny", config, {"refresh_s": REFRESH_S, "heartbeat_s": 60})
+    found: list[int] = []
+    shell._engine._runner.model.register_forward_pre_hook(
+        lambda *_: found.append(torch.get_num_threads())
+    )
+    assert isinstance(await ask(shell, None), str)
+    assert set(found) == {threads}, "where it computes"
+    await stop(shell)

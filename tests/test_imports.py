@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 LAYERS = {
@@ -45,11 +47,14 @@ NEVER = {
         {"torch", "transformers"},
         "a configuration is judged before anything heavy starts",
     ),
-    "deployments/engines/queue.py": ({"torch", "transformers"}, "decides, does not compute"),
-    "deployments/engines/scheduler.py": ({"torch", "transformers"}, "decides, does not compute"),
     "models/contracts.py": ({"torch", "transformers"}, "everyone imports it"),
     "models/errors.py": ({"torch", "transformers"}, "everyone imports it"),
 }
+
+PURE = ("admission", "drain", "fairness", "pace", "prefixes", "queue", "scheduler", "sequence")
+"""Of ``deployments/engines``: they decide and do not compute; a test drives them step by step."""
+IMPURE = {"torch", "transformers", "safetensors", "peft", "numpy", "ray", "asyncio", "threading"}
+"""What no pure module may lead to, directly or through others of ours."""
 
 FILES = sorted(
     path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).glob("**/*.py")
@@ -85,6 +90,36 @@ def roots(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in found}
 
 
+def leads_to(path: Path) -> dict[str, Path]:
+    """Libraries that a file of ours imports, itself or through other files of ours, wherever they
+    do; and the file that does.
+    """
+    found: dict[str, Path] = {}
+    seen: set[Path] = set()
+    ahead = [path]
+    while ahead:
+        at = ahead.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        for name in imports((ROOT / at).read_text(), at.parent.parts):
+            root = name.partition(".")[0]
+            if root in SIBLINGS:
+                ahead += files_of(name)
+            else:
+                found.setdefault(root, at)
+    return found
+
+
+def files_of(name: str) -> Iterator[Path]:
+    """The module that an import names, itself or something in it, and the packages around it."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        for file in (Path(*parts[:end], "__init__.py"), Path(*parts[:end]).with_suffix(".py")):
+            if (ROOT / file).is_file():
+                yield file
+
+
 def test_imports_go_one_way() -> None:
     wrong = {
         str(path): sorted(beyond)
@@ -113,6 +148,18 @@ def test_heavy_libraries_stay_where_they_work() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("name", PURE)
+def test_what_decides_is_plain_python(name: str) -> None:
+    found = leads_to(Path(f"deployments/engines/{name}.py"))
+    assert not {library: str(file) for library, file in found.items() if library in IMPURE}
+
+
+def test_what_a_file_leads_to_is_found_through_others() -> None:
+    found = leads_to(Path("deployments/engines/scheduler.py"))
+    assert found["pydantic"] == Path("deployments/config.py"), "which is a queue's affair"
+    assert leads_to(Path("deployments/engines/output.py")).keys() >= {"torch", "llguidance"}
+
+
 def test_folders_of_packages_do_not_hide_the_standard_library() -> None:
     assert not LAYERS.keys() & sys.stdlib_module_names
 
@@ -134,7 +181,10 @@ def late():
     }
 
 
-def test_a_gateway_and_a_builder_do_without_torch() -> None:
-    """The table above sees direct imports; this sees what they lead to."""
-    code = "import sys, deployments.app; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["deployments.app", "deployments.launcher.__main__"])
+def test_a_gateway_and_whoever_starts_it_do_without_torch(module: str) -> None:
+    """The table above sees direct imports; this sees what they lead to when it is begun. (Later it
+    may be more: weights are converted in a child that is gone when that is done.)
+    """
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

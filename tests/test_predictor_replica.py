@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+from ray import serve
 
 from deployments import catalogue, replicas
 from deployments.caching.identity import identity
 from deployments.config import EmbedModel, PredictModel
 from deployments.engines.pointer import Version as Located
 from deployments.gateway.services import EmbedResult
-from deployments.observability.events import discard
+from deployments.observability.events import BatchFailed, Event, discard, fan_out
+from deployments.observability.logs import log_failures
 from deployments.replicas import PredictorReplica
 from models import artifact
 from models.artifact import Facts, Manifest
 from models.contracts import Json, Standing
-from models.errors import InvalidInput, NotFound, PlatformError
+from models.errors import InternalError, InvalidInput, NotFound, PlatformError
 from models.registry import open_registry
 from models.store import Store
 from models.versions import Version
+from tests.log_lines import LogLines
 
 LOADER = "models.predictors.made_up:load"
 RHYTHM = {"refresh_s": 0.02, "heartbeat_s": 60}
@@ -38,7 +42,10 @@ class Scale:
         self.factor = int((folder / "factor.txt").read_text())
 
     def predict_batch(self, inputs: Sequence[Json]) -> Sequence[Json]:
+        self.threads = torch.get_num_threads()
         for index, value in enumerate(inputs):
+            if value == "ann@example.org":
+                raise ZeroDivisionError(f"a bug met by {value}")
             if not isinstance(value, int):
                 raise InvalidInput("it is no number.", details={"index": index})
         return [self.factor * cast("int", value) for value in inputs]
@@ -191,4 +198,56 @@ async def test_vectors_say_exactly_what_they_are_from(
     assert (result.tokens, result.prompt_tokens) == ([1, 3], 4)
     assert result.answered_by == identity(model), "the gateway reckons the same"
     assert (result.answered_by is None) == (sha256 is None)
+    await stop(shell)
+
+
+@pytest.mark.parametrize("kind", ["queue", "serve"])
+async def test_a_bug_is_told_as_a_value(
+    kind: str, tmp_path: Path, log: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised, it would be logged by Serve, with all that it says."""
+    events: list[Event] = []
+    room = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=100))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: room)
+    monkeypatch.setattr(replicas, "_observers", lambda: fan_out(events.append, log_failures))
+    await add(tmp_path / "2", 2, "champion")
+    shell = replica(batcher={"kind": kind, "max_batch_size": 4, "max_wait_s": 0.01})
+    shell.reconfigure({"max_batch_size": 4, "max_wait_s": 0.01})
+    told = await ask(shell, 1, "ann@example.org")
+    assert isinstance(told, InternalError)
+    assert "failed on the batch" in told.message
+    assert await ask(shell, 1) == ([2], "scale@1")
+    [failed] = [event for event in events if isinstance(event, BatchFailed)]
+    assert (failed.rows, failed.model) == (2, "scale")
+    [line] = log.lines
+    assert line["message"] == "a batch of 2 failed: ZeroDivisionError: a bug met by [EMAIL]"
+    await stop(shell)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize(
+    ("fields", "threads"),
+    [
+        ({"replicas": {"cpus": 2.5}}, 2),
+        ({"replicas": {"cpus": 0}}, 1),
+        ({}, 1),
+        ({"threads": 3, "replicas": {"cpus": 1}}, 3),
+    ],
+)
+async def test_torch_has_as_many_threads_as_the_replica_has_processors(
+    tmp_path: Path, fields: dict[str, Any], threads: int
+) -> None:
+    torch.set_num_threads(5)
+    await add(tmp_path / "2", 2, "champion")
+    shell = replica(**fields)
+    assert await ask(shell, 1) == ([2], "scale@1")
+    scale = shell._following._pointer.value.batching._predictor  # type: ignore[attr-defined]
+    assert scale.threads == threads, "where it computes"
     await stop(shell)

@@ -46,6 +46,7 @@ from deployments.engines.sampler import Drawn, logprobs_of, sample
 from deployments.engines.scheduler import Scheduler
 from deployments.engines.sequence import Call, Chunk, Save, Sequence, Step
 from deployments.engines.text import TextCodec
+from deployments.observability import logs
 from deployments.observability.events import (
     BatchFailed,
     BatchRan,
@@ -423,7 +424,9 @@ class Engine:
             delta = self._accept(sequence, drawn, drawn.token)
         except Exception as error:  # one sequence, not the batch
             if not isinstance(error, PlatformError):
-                logger.exception("sequence of request %s failed", call.request.id)
+                logger.exception(
+                    "sequence of request %s failed", call.request.id, extra=logs.about(call.request)
+                )
                 error = InternalError(f"Generating this answer failed: {error}")
             self._posts.append((self._mailboxes[call], error))
             self._drop(call, None)
@@ -487,7 +490,8 @@ class Engine:
                 failure = InternalError("The step that computed this answer failed; retry.")
                 self._posts.append((self._mailboxes[call], failure))
                 self._drop(call, None)
-        logger.error("step with %d requests failed", len(calls), exc_info=error)
+        ids = ", ".join([call.request.id for call in calls])
+        logger.error("step with %d requests failed: %s", len(calls), ids, exc_info=error)
         self._emit(BatchFailed(model=self.name, rows=len(step.chunks), error=repr(error)))
 
     def _drop(self, call: Call, shed: str | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from copy import copy
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -11,6 +13,7 @@ import orjson
 from starlette.responses import Response
 
 from deployments.gateway.exchange import Exchange
+from deployments.observability.logs import about
 from models.errors import InternalError, PlatformError, StateUnreachable
 from state.errors import StateUnavailable
 
@@ -86,12 +89,25 @@ def error_response(error: PlatformError, path: str, request_id: str, now: float)
     return Response(error_json(body), error.status, headers, "application/json")
 
 
+def in_words(error: PlatformError, names: Mapping[str, str]) -> PlatformError:
+    """The error as one who calls fields by other ``names`` reads it. A copy: several requests may
+    have come to the same one.
+    """
+    if error.param is None or (name := names.get(error.param)) is None:
+        return error
+    told = copy(error)
+    if error.message.startswith(f"{error.param} "):
+        told.message = name + error.message.removeprefix(error.param)
+    told.param = name
+    return told
+
+
 def as_platform_error(error: Exception, exchange: Exchange) -> PlatformError:
     """The error as a client may see it; one that nobody foresaw is logged here, once."""
     if isinstance(error, PlatformError):
         return error
     if isinstance(error, StateUnavailable):
-        logger.warning("request %s: %s", exchange.id, error, extra={"request_id": exchange.id})
+        logger.warning("request %s: %s", exchange.id, error, extra=about(exchange))
         return StateUnreachable(
             "The platform's state is out of reach; nothing was done. Try again.", retry_after=1
         )
@@ -101,7 +117,7 @@ def as_platform_error(error: Exception, exchange: Exchange) -> PlatformError:
         exchange.route,
         exchange.id,
         exc_info=error,
-        extra={"request_id": exchange.id, "route": exchange.route},
+        extra=about(exchange),
     )
     return InternalError(
         f"The server failed; it is not the request's fault. Quote request {exchange.id}."

@@ -181,7 +181,7 @@ class Generation:
         sampling = requests[0].sampling
         most = sampling.max_tokens or sampling.token_cap or self._context
         if most is None and self._services.meter is not None:  # what is reserved must hold
-            sampling = replace(sampling, max_tokens=MOST_TOKENS)
+            sampling = replace(sampling, token_cap=MOST_TOKENS)
             requests = [replace(request, sampling=sampling) for request in requests]
         work = bound(
             [request.prompt for request in requests],

@@ -14,8 +14,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.gateway.body import read_json_body
+from deployments.gateway.errors import in_words
 from deployments.gateway.exchange import Exchange, exchange_of
-from deployments.gateway.schemas.base import Nothing
+from deployments.gateway.schemas.base import Nothing, Strict
 from deployments.gateway.validation import parse_json, parse_query
 from deployments.tenants.principal import Scope as Right
 from models.errors import (
@@ -37,7 +38,7 @@ from models.errors import (
     UriTooLong,
 )
 
-Input = TypeVar("Input", bound=BaseModel)
+Input = TypeVar("Input", bound=Strict)
 
 ANY_ERRORS = (InvalidInput, UriTooLong, MethodNotAllowed, InternalError, Timeout)
 ACCESS_ERRORS = (Unauthorized, Forbidden, StateUnreachable)
@@ -103,7 +104,7 @@ class Operation(Route):
         path: str,
         endpoint: Endpoint,
         *,
-        takes: type[BaseModel] = Nothing,
+        takes: type[Strict] = Nothing,
         answers: Answers,
         summary: str,
         needs: Right | None = Right.INFERENCE,
@@ -154,5 +155,10 @@ class Operation(Route):
             value = parse_query(self.takes, scope["query_string"])
         exchange.fields = value.model_fields_set
         call = Call(exchange, value, headers, scope["path_params"], verified)
-        response = await self.endpoint(call)
-        await response(scope, receive, send)
+        try:
+            response = await self.endpoint(call)
+            await response(scope, receive, send)
+        except PlatformError as error:
+            if (told := in_words(error, value.other_names)) is error:
+                raise
+            raise told from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
@@ -22,6 +23,9 @@ LONGEST_TOLD = 256
 """Characters of a field's name that come back to who sent it."""
 LONGEST_TYPO = 64
 """Characters of a field's name in which a known one may have been meant."""
+SEARCHED = 262_144
+"""Bytes of a body that is no JSON in which the field at fault is looked for."""
+LONE = re.compile("[\ud800-\udfff]")
 PYDANTIC_SUBJECT = re.compile(r"^(Value error, |Input |List |String |Dictionary )+should")
 
 
@@ -30,7 +34,7 @@ def parse_json(schema: type[Schema], raw: bytes | str) -> Schema:
     try:
         return schema.model_validate_json(raw)
     except ValidationError as error:
-        raise _refusal(schema, error) from None
+        raise _unreadable(raw, error) or _refusal(schema, error) from None
 
 
 def parse_query(schema: type[Schema], query: bytes) -> Schema:
@@ -51,6 +55,39 @@ def parse_query(schema: type[Schema], query: bytes) -> Schema:
         return schema.model_validate_strings(given)
     except ValidationError as error:
         raise _refusal(schema, error) from None
+
+
+def _unreadable(raw: bytes | str, error: ValidationError) -> InvalidInput | None:
+    """The field that is no text, if that is all that keeps a body from being JSON: its bytes are no
+    UTF-8, or it escapes half of a character.
+    """
+    issue = error.errors(include_url=False)[0]
+    if issue["type"] != "json_invalid" or isinstance(raw, str) or len(raw) > SEARCHED:
+        return None
+    try:
+        body = json.loads(raw.decode("utf-8", "surrogateescape"))
+        where = next(_not_text(body, ()), None)
+    except (ValueError, RecursionError):
+        return None
+    if where is None:
+        return None
+    field = _dotted(where)
+    problem = f"{field or 'The body'} is no valid text: {issue['ctx']['error']}."
+    return InvalidInput(problem, param=field or None)
+
+
+def _not_text(value: object, path: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    """Paths of strings that have no UTF-8; of the object, if it is the name of a field."""
+    if isinstance(value, str):
+        if LONE.search(value):
+            yield path
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_text(item, (*path, index))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _not_text(name, path)
+            yield from _not_text(item, (*path, name))
 
 
 def _refusal(schema: type[BaseModel], error: ValidationError) -> InvalidInput:

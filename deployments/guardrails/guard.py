@@ -68,7 +68,7 @@ class Guard:
         if not checks:
             return prompt
         if isinstance(prompt, str):
-            [text] = await _through(checks, [prompt], inquiry)
+            [text] = await _through(checks, [prompt], inquiry, "prompt")
             return text
         if not isinstance(prompt, Conversation):
             unread = InvalidInput(
@@ -79,7 +79,7 @@ class Guard:
             inquiry.tell_refused(unread)
             raise unread
         said = list(_said(prompt))
-        texts = await _through(checks, said, inquiry)
+        texts = await _through(checks, said, inquiry, "messages")
         return prompt if texts == said else _with_said(prompt, iter(texts))
 
     async def each(
@@ -219,7 +219,7 @@ def _rules(config: GuardrailsConfig) -> Iterator[tuple[Rule, Action, Action]]:
 
 
 async def _through(
-    checks: Sequence[InputCheck], texts: Sequence[str], inquiry: Inquiry, param: str | None = None
+    checks: Sequence[InputCheck], texts: Sequence[str], inquiry: Inquiry, param: str
 ) -> Sequence[str]:
     """What the last check lets through. Raises as they do; ``param`` is the field at fault."""
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from secrets import token_hex
@@ -66,7 +67,10 @@ class Alerts:
         if isinstance(event, BudgetReached):
             self._waiting.append(row(event, self.now()))
             if self._writing is None or self._writing.done():
-                self._writing = asyncio.get_running_loop().create_task(self._write_all())
+                # In nobody's name: it tells of all tenants.
+                self._writing = asyncio.get_running_loop().create_task(
+                    self._write_all(), context=Context()
+                )
 
     async def flush(self) -> None:
         """Write what waits, and tell of what nobody else has. Raises StateUnavailable; then it

@@ -17,6 +17,7 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -87,7 +88,10 @@ class Ledger:
                 self._since = self.clock()
             self._waiting.append(row(event, self.now()))
             if self._writing is None or self._writing.done():
-                self._writing = asyncio.get_running_loop().create_task(self._write_all())
+                # In nobody's name: it writes what all have used.
+                self._writing = asyncio.get_running_loop().create_task(
+                    self._write_all(), context=Context()
+                )
 
     def check(self) -> None:
         """Raises StateUnavailable: too much has been waiting for too long."""

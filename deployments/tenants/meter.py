@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -337,7 +338,7 @@ class Meter:
     def _renew(self) -> None:
         """See to it that what runs for long keeps its lease."""
         if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew_while_running())
+            self._renewing = asyncio.create_task(self._renew_while_running(), context=Context())
 
     async def _renew_while_running(self) -> None:
         while self._running:

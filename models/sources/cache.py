@@ -185,7 +185,11 @@ class Cache:
 
 
 def intact(final: Path, source: str) -> Manifest | None:
-    """The manifest of a finished folder whose files have the sizes it names; else ``None``."""
+    """The manifest of a finished folder whose files have the sizes it names; else ``None``.
+
+    Hashes were checked when it was fetched, and are not again: every replica of every start would
+    read all of its weights for that. Who doubts a disk has them in the manifest.
+    """
     try:
         manifest = Manifest(**json.loads((final / MANIFEST).read_bytes()))
         if (manifest.format, manifest.source) != (FORMAT, source):

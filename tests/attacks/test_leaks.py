@@ -226,6 +226,36 @@ async def test_logs_and_accounts_do_not_say_what_people_have_said(platform: Plat
         assert words.encode() not in written
 
 
+async def test_a_failure_that_quotes_a_prompt_is_logged_without_whom_it_is_about(
+    platform: Platform,
+) -> None:
+    """Whoever raises it did not think of that; the frames and the rest of the words stay."""
+    said = f"write to {MAIL}"
+
+    def broken() -> ValueError:
+        error = ValueError(f"cannot read {said!r}: {CARD} is no date")
+        error.__cause__ = KeyError(said)
+        return error
+
+    world = platform.world
+    async with platform.client(Role.DEVELOPER) as client:
+        for stream, after in ((False, 0), (True, 0), (True, 1)):
+            world.generator.error, world.generator.error_after = broken(), after
+            answer = await client.post(CHAT, json=about(said, stream=stream))
+            assert MAIL not in answer.text
+    headers = {"authorization": f"Bearer {platform.keys[Role.DEVELOPER]}"}
+    world.generator.error_after = 0
+    async with Dial(create_app(platform.services), "/v1/infer/ws", headers) as socket:
+        await socket.say({"type": "infer", "id": "a", "model": "smollm2", "prompt": said})
+        assert (await socket.hear())["event"] == "error"
+    logged = platform.logged()
+    assert logged.count("ValueError: cannot read 'write to [EMAIL]': [CARD] is no date") == 4
+    assert logged.count("KeyError: 'write to [EMAIL]'") == 4
+    assert "raise self.error" in logged, "where it was"
+    assert MAIL not in logged
+    assert CARD not in logged
+
+
 async def test_a_refusal_does_not_repeat_what_was_found(platform: Platform) -> None:
     """A guardrail's: it is kept for whoever asks again, and may be logged by a client."""
     async with platform.client(Role.DEVELOPER) as client:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -219,6 +222,41 @@ async def test_a_shared_prompt_is_computed_once_but_never_for_another_tenant(
     assert cached == [0, len(LONG) - 1, 30, 0]
     expected = reference.answer(request((*LONG[:30], 1), greedy(9))).tokens
     assert tokens(await later[1]) == expected
+
+
+async def test_a_step_crosses_to_asyncio_in_one_hop(
+    llama: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it made, for however many; a step that made nothing does not cross at all."""
+    loop = asyncio.get_running_loop()
+    forward = loop.call_soon_threadsafe
+    told: list[BatchRan | list[Any]] = []
+
+    def hop(callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
+        if threading.current_thread().name == "engine-tiny":
+            told.append(list(*args))
+        return forward(callback, *args, **options)
+
+    def emit(event: Event) -> None:
+        if isinstance(event, BatchRan):
+            told.append(event)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", hop)
+    engine = start(llama, emit=emit)
+    crowd = [request((i,), greedy(20), stream=True) for i in range(2)]
+    crowd.append(request(LONG, greedy(20), stream=True, n=2))
+    await asyncio.gather(*(answer(engine, what) for what in crowd))
+    await idle(engine)
+    engine.close()
+    steps = [i for i, what in enumerate(told) if isinstance(what, BatchRan)]
+    hops = [told[i + 1 : end] for i, end in zip(steps, [*steps[1:], len(told)], strict=True)]
+    assert not told[: steps[0]]
+    assert {len(each) for each in hops} <= {0, 1}
+    for i, each in zip(steps, hops, strict=True):
+        ran = told[i]
+        assert isinstance(ran, BatchRan)
+        assert sum(len(posts) for posts in each if isinstance(posts, list)) >= ran.decode_tokens
+    assert any(isinstance(what, list) and len(what) == 4 for what in told)
 
 
 async def test_events_tell_of_a_request_from_queue_to_end(llama: Path, start: Start) -> None:

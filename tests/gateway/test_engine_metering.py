@@ -184,6 +184,20 @@ async def test_a_client_that_leaves_several_prompts(engines: list[Engine], plain
     assert await it.spent() == 4 + event.usage.completion_tokens < 100
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_whose_length_is_left_open_fills_the_context(
+    engines: list[Engine], tmp_path: Path, stream: bool
+) -> None:
+    """Nobody but the engine knows its context here: what is reserved is no demand."""
+    it = Metered(start(engines, tiny_models.make("llama", tmp_path)))
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": "tiny", "messages": messages, "ignore_eos": True, "stream": stream}
+    async with it.client() as client:
+        answer = await client.post(CHAT, json=body)
+    assert answer.status_code == 200, answer.text
+    assert await it.spent() == tiny_models.CONTEXT
+
+
 async def test_an_engine_that_does_not_tell_is_paid_what_was_reserved(
     engines: list[Engine], plain: Path
 ) -> None:

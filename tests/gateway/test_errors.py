@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from deployments.gateway.errors import openai_error
+from deployments.gateway.validation import SEARCHED
 from models.errors import (
     Forbidden,
     InternalError,
@@ -148,8 +149,8 @@ async def test_no_such_method(
     [
         (b"", "EOF while parsing a value at line 1 column 0"),
         (b'{"model": "smollm2",\n "prompt": }', "expected value at line 2 column 12"),
-        (b'{"prompt": "\xff"}', "invalid unicode code point at line 1 column 13"),
-        (b'{"prompt": "\\ud800"}', "hex escape at line 1"),
+        (b'{"prompt": "\xff" "', "invalid unicode code point at line 1 column 13"),
+        (b'{"a":"' + b"a" * SEARCHED + b'\xff"}', f"code point at line 1 column {SEARCHED + 7}"),
         (b"[" * 5000, "recursion limit"),
         (b"[]", "The body should be an object"),
         (b'{"params": {"temperature": NaN}}', "finite number"),
@@ -162,6 +163,29 @@ async def test_a_body_that_is_no_json_object(
     error = answer.json()["error"]
     assert answer.status_code == 400
     assert words in error["message"] + str(error["details"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        (INFER, b'{"prompt": "\xff"}', "prompt", "invalid unicode code point at line 1 column 13"),
+        (INFER, b'{"prompt": "\\ud800"}', "prompt", "hex escape at line 1"),
+        (INFER, b'{"params":\n {"stop": ["a", "\xc3"]}}', "params.stop[1]", "line 2 column 18"),
+        (INFER, b'{"params": {"\xe2\x82": 1}}', "params", "invalid unicode"),
+        (INFER, b'{"\xff": 1}', None, "The body is no valid text"),
+        (INFER, b'"\xff"', None, "The body is no valid text"),
+        (CHAT, b'{"messages": [{"content": "\xf0\x9f"}]}', "messages[0].content", "line 1 column"),
+    ],
+)
+async def test_a_text_that_is_no_text_is_named(
+    client: httpx.AsyncClient, path: str, body: bytes, param: str | None, words: str
+) -> None:
+    answer = await client.post(path, content=body, headers=JSON)
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert error.get("details", error).get("param") == param
+    assert words in error["message"]
+    assert error["message"].startswith(f"{param or 'The body'} is no valid text: ")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ async def test_a_refusal_says_which_guardrail_in_its_details(
     client: httpx.AsyncClient, path: str
 ) -> None:
     answer = await client.post(path, json=body(path, f"My card is {SECRET}."))
-    assert answer.json()["error"]["details"] == {"guardrail": "pii", "category": "card"}
+    named = {"guardrail": "pii", "category": "card", "param": "prompt"}
+    assert answer.json()["error"]["details"] == named
 
 
 async def test_the_input_at_fault_is_named(client: httpx.AsyncClient) -> None:
@@ -246,7 +247,8 @@ async def test_the_socket(world: World) -> None:
             await socket.ask("b", prompt=f"card {SECRET}")
             [(event, data)] = await socket.hear_all("b")
             assert event == "error"
-            assert data["error"]["details"] == {"guardrail": "pii", "category": "card"}
+            named = {"guardrail": "pii", "category": "card", "param": "prompt"}
+            assert data["error"]["details"] == named
     assert seen(world) == ["From [EMAIL]"]
 
 

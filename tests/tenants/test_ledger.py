@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.caching.reuse import Outcome
+from deployments.gateway.exchange import Exchange
 from deployments.observability.events import RequestFinished, RequestShed
+from deployments.observability.logs import on_behalf_of
 from deployments.tenants import ledger as module
 from deployments.tenants.directory import Directory
 from deployments.tenants.ledger import By, Ledger, place, report, row
@@ -22,6 +24,7 @@ from models.contracts import Priority, Timings, Usage, Versions
 from state import tables
 from state.database import Database
 from state.errors import StateUnavailable
+from tests.log_lines import LogLines
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
 TIMINGS = Timings(queue_s=0.01, prefill_s=0.02, ttft_s=0.03, decode_s=0.5, total_s=0.53)
@@ -188,6 +191,26 @@ async def test_a_writer_survives_whatever_goes_wrong(
     ledger.database = good
     await written(ledger)
     assert len(await rows(good)) == 1  # type: ignore[arg-type]
+
+
+async def test_what_it_says_of_all_is_said_in_nobody_s_name(ledger: Ledger, log: LogLines) -> None:
+    """The request that happens to begin the writing has no part in what comes of it."""
+
+    class Broken:
+        def write(self) -> object:
+            raise OSError("the line was cut")
+
+    good, ledger.database = ledger.database, Broken()  # type: ignore[assignment]
+    entered = on_behalf_of.set(Exchange(id="r1", method="POST", arrived=0.0))
+    ledger(event())
+    on_behalf_of.reset(entered)
+    while not log.lines:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    [line] = log.lines
+    assert line["message"] == "1 rows of usage wait: OSError: the line was cut"
+    assert "request_id" not in line
+    ledger.database = good
+    await written(ledger)
 
 
 async def test_a_batch_that_hangs_is_written_once(

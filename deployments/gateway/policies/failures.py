@@ -28,16 +28,17 @@ class Failures:
         exchange = exchange_of(scope)
         try:
             await self.app(scope, receive, send)
+            return
         except Exception as error:
-            exchange.error = as_platform_error(error, exchange)
-            async with asyncio.timeout(PATIENCE_S):
-                if exchange.status is None:
-                    response = error_response(
-                        exchange.error, scope["path"], exchange.id, self.now()
-                    )
-                    await response(scope, receive, send)
-                elif exchange.failure_frame is not None and not exchange.answered:
-                    frame = exchange.failure_frame(exchange.error)
-                    await send({"type": "http.response.body", "body": frame})
-                else:
-                    raise
+            failure = exchange.error = as_platform_error(error, exchange)
+        # What is raised from here on ends in Serve's log, which does not mask what an error says:
+        # the one that nobody foresaw must not come along.
+        async with asyncio.timeout(PATIENCE_S):
+            if exchange.status is None:
+                response = error_response(failure, scope["path"], exchange.id, self.now())
+                await response(scope, receive, send)
+            elif exchange.failure_frame is not None and not exchange.answered:
+                frame = exchange.failure_frame(failure)
+                await send({"type": "http.response.body", "body": frame})
+            else:
+                raise failure from None

@@ -19,6 +19,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -268,7 +269,7 @@ class Idempotency:
         now = asyncio.get_running_loop().time()
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_S
-            self._spawn(self._forget())
+            self._spawn(self._forget(), context=Context())  # in nobody's name
 
     async def _forget(self) -> None:
         try:
@@ -276,8 +277,10 @@ class Idempotency:
         except StateError as error:
             logger.warning("expired idempotency records stay for now: %s", error)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], context: Context | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -1,4 +1,6 @@
-"""Every request has an id: the client's if it is sane, else ours; every answer carries it."""
+"""Every request has an id: the client's if it is sane, else ours; every answer carries it, and
+every line that is logged on the way.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.exchange import Exchange
+from deployments.observability.logs import on_behalf_of
 from models.unique import unique
 
 METHODS = frozenset(
@@ -43,7 +46,11 @@ class RequestId:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        entered = on_behalf_of.set(exchange)
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            on_behalf_of.reset(entered)
 
 
 def _given(scope: Scope) -> str | None:

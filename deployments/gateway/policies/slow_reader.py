@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.gateway.exchange import exchange_of
 from deployments.gateway.heartbeat import Heartbeat
 from deployments.gateway.policies.disconnect import ClientGone
+from deployments.observability.logs import about
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class SlowReader:
                     "the client of request %s took nothing of its answer for %g s: hung up",
                     exchange.id,
                     self.limit_s,
-                    extra={"request_id": exchange.id},
+                    extra=about(exchange),
                 )
                 raise ClientGone from None
             finally:

@@ -18,7 +18,7 @@ import orjson
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.gateway.errors import as_platform_error
+from deployments.gateway.errors import as_platform_error, in_words
 from deployments.gateway.exchange import Exchange, exchange_of
 from deployments.gateway.policies.authentication import identify
 from deployments.gateway.policies.deadline import time_limit
@@ -27,6 +27,7 @@ from deployments.gateway.routes.infer_events import InferEvents
 from deployments.gateway.schemas.infer import SocketCancel, SocketInfer
 from deployments.gateway.services import Services
 from deployments.gateway.validation import parse_json
+from deployments.observability.logs import on_behalf_of
 from deployments.tenants.principal import Scope as Right
 from models.errors import InvalidInput, Overloaded, PlatformError
 
@@ -158,6 +159,7 @@ class Connection:
     async def _answer(self, request: SocketInfer) -> None:
         services, exchange = self._services, self._exchange(request.id)
         events = SocketEvents(services, exchange, request.id)
+        on_behalf_of.set(exchange)  # in this task: the connection has others
         try:
             # Each request anew: a connection may outlive the key that opened it.
             exchange.belongs_to(
@@ -179,7 +181,8 @@ class Connection:
             # While the socket is open only the client's own message cancels.
             await self._send(events.cancelled())
         except Exception as error:
-            await self._fail(exchange, events, as_platform_error(error, exchange))
+            failure = as_platform_error(error, exchange)
+            await self._fail(exchange, events, in_words(failure, request.other_names))
         finally:
             del self._running[request.id]
             self._be_patient()

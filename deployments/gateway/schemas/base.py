@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, TypeAlias
 
 from pydantic import (
@@ -21,6 +22,13 @@ class Strict(BaseModel):
     """Unknown fields are errors, and ``"0.5"`` is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @property
+    def other_names(self) -> Mapping[str, str]:
+        """What this client calls fields of the contract (``models/contracts.py``), where that is
+        not their own name: an error has to name what it has written.
+        """
+        return {}
 
 
 class Nothing(Strict):

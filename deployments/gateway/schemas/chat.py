@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -130,6 +131,12 @@ class ChatRequest(GenerateFields, HarmlessFields):
             messages=tuple([message.as_contract() for message in self.messages]),
             tools=tuple([tool.as_contract() for tool in tools or ()]),
         )
+
+    @property
+    def other_names(self) -> Mapping[str, str]:
+        if self.max_completion_tokens is None:
+            return {}
+        return {"max_tokens": "max_completion_tokens"}
 
     def as_sampling(self, defaults: Sampling) -> Sampling:
         """The sampling fields, with OpenAI's two names for the length and two for logprobs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, RootModel
@@ -19,6 +20,11 @@ class InferParams(SamplingFields):
     )
 
 
+OTHER_NAMES = {"messages": "prompt"} | {
+    name: f"params.{name}" for name in SamplingFields.model_fields
+}
+
+
 class InferRequest(Strict):
     model: ModelName
     prompt: str = Field(
@@ -33,6 +39,10 @@ class InferRequest(Strict):
         if self.params.raw:
             return self.prompt
         return Conversation((ChatMessage(role="user", content=self.prompt),))
+
+    @property
+    def other_names(self) -> Mapping[str, str]:
+        return OTHER_NAMES
 
 
 CallId: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
