@@ -9,9 +9,7 @@ from ray.serve import Application, Deployment
 
 from deployments.app import build
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The `metrics_interval_s` field:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
 
 REPLICAS: dict[str, Any] = {
     "min": 2,

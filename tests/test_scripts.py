@@ -135,9 +135,7 @@ def test_weights_are_those_of_the_configuration_that_is_served(checkout: Checkou
 
 
 @pytest.mark.parametrize("script", ["setup", "serve", "test"])
-def test_weights_that_are_not_to_be_had_are_one_clear_line(
-    checkout: Checkout, script: str
-) -> None:
+def test_weights_that_are_not_to_be_had_are_one_clear_line(checkout: Checkout, script: str) -> None:
     """The real ``models fetch`` says it, and nothing else begins."""
     config = checkout.folder / "serve_config.yaml"
     model = "{task: generate, source: ./not there}"

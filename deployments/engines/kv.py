@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -147,5 +148,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
                 math.prod(shape) * states.element_size(),
                 flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
             )
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Debian's kernel gives huge ones unasked
+                with suppress(OSError):  # one without any cannot be told not to
+                    pages.madvise(mmap.MADV_NOHUGEPAGE)
             return torch.frombuffer(pages, dtype=states.dtype).view(shape)
         return torch.zeros(shape, dtype=states.dtype, device=states.device)
