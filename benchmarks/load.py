@@ -247,7 +247,8 @@ def memory(served: Served) -> list[tuple[str, int, float, float]]:
 def kv_cache(process: psutil.Process) -> tuple[float, float]:
     """Bytes of an engine's KV cache: resident, and asked for.
 
-    ``engines/kv.py`` asks for no huge pages there, and nobody else in a replica does anywhere.
+    Told from the rest by what ``engines/kv.py`` asks the kernel for there: no huge pages, which
+    stacks of threads have in common with it, and no place in a core file, which they have not.
     """
     resident = asked = 0.0
     at: dict[str, float] = {}
@@ -255,7 +256,7 @@ def kv_cache(process: psutil.Process) -> tuple[float, float]:
         name, _, rest = line.partition(":")
         if name in {"Size", "Pss"}:
             at[name] = float(rest.split()[0]) * 1024
-        elif name == "VmFlags" and "nh" in rest.split():  # the last line of a mapping
+        elif name == "VmFlags" and {"dd", "nh"} <= set(rest.split()):  # the last line of a mapping
             resident += at["Pss"]
             asked += at["Size"]
     return resident, asked

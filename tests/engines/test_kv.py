@@ -94,7 +94,7 @@ def test_positions_that_no_token_has_reached_take_no_memory() -> None:
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has none"
 )
-def test_huge_pages_are_declined_even_where_they_are_the_rule() -> None:
+def test_neither_huge_pages_nor_a_place_in_core_files() -> None:
     """By which a benchmark also tells the cache from the rest of a replica."""
     process = psutil.Process()
     resident, asked = kv_cache(process)
