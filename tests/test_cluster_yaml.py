@@ -83,7 +83,7 @@ def test_both_files_start_nodes_alike(role: str) -> None:
     assert ours == aws
 
 
-@pytest.mark.parametrize(("name", "value", "else_"), NEEDED, ids=lambda value: value)
+@pytest.mark.parametrize(("name", "value", "else_"), NEEDED, ids=[name for name, *_ in NEEDED])
 def test_what_ray_needs_is_set(name: str, value: str, else_: str) -> None:
     assert env_sh(ROOT).get(name) == value, else_
 

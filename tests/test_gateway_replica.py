@@ -72,7 +72,6 @@ async def asking(replica: GatewayReplica) -> AsyncIterator[httpx.AsyncClient]:
     await replica._database.close()
 
 
-@pytest.mark.outage
 @pytest.mark.parametrize(
     ("mode", "asked"), [("open", {"database"}), ("keys", {"database", "counters"})]
 )

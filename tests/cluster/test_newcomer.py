@@ -75,7 +75,7 @@ def test_it_knows_the_capital_of_france(platform: Served) -> None:
 INFER: dict[str, Any] = {
     "model": "smollm2",
     "prompt": "Count from one to twenty in words.",
-    "params": {"temperature": 0, "max_tokens": 40},
+    "params": {"temperature": 0, "max_tokens": 40, "ignore_eos": True},
 }
 
 
@@ -121,7 +121,7 @@ async def test_infer_on_a_socket(platform: Served, output: str) -> None:
     url = platform.url.replace("http", "ws", 1) + "/v1/infer/ws"
     texts = {"kept": "", "left": ""}
     ends: dict[str, str] = {}
-    async with connect(url) as socket, asyncio.timeout(60):
+    async with connect(url, proxy=None) as socket, asyncio.timeout(60):
         long = INFER | {"params": {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}}
         for id_, asked in (("left", long), ("kept", INFER)):
             await socket.send(json.dumps({"type": "infer", "id": id_, **asked}))
@@ -147,6 +147,7 @@ async def test_the_asynchronous_openai_client_streams(platform: Served, output: 
             messages=[{"role": "user", "content": INFER["prompt"]}],
             temperature=0,
             max_tokens=40,
+            extra_body={"ignore_eos": True},
             stream=True,
             stream_options={"include_usage": True},
         ):
