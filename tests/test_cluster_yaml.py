@@ -22,6 +22,7 @@ OVERRIDES = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
 NEEDED = [
     ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "Serve's own threads cost half the requests"),
     ("RAY_SERVE_ENABLE_HA_PROXY", "1", "Serve's own proxy takes several times HAProxy's latency"),
+    ("grpc_proxy", "", "a gateway asks https_proxy for its models' replicas, and nobody answers"),
     ("RAY_AUTH_MODE", "token", "whoever reaches the dashboard runs code, and it is on all sides"),
     ("FRONTIER_METRICS_PORT", "9464", "Ray's own choice is another one at each start"),
     ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1", "the dashboard's Train tab stays empty without it"),
