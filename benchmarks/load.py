@@ -433,7 +433,7 @@ def main() -> None:
     before = offline_rate(options.seconds)
     began = time.perf_counter()
     # As scripts/serve: a look at the weights, then the launcher.
-    fetched = [sys.executable, "-m", "models", "fetch", "--config", CONFIG]
+    fetched = [sys.executable, "-m", "models", "fetch", "--config", str(CONFIG)]
     subprocess.run(fetched, check=True, stdout=subprocess.DEVNULL)
     with serving(CONFIG) as served:
         asyncio.run(first_answer(served.url))
