@@ -52,7 +52,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def platform(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """``serve_config.yaml`` on a port that is free; afterwards nothing of it is left."""
     config = on_a_free_port(tmp_path_factory.mktemp("newcomer"))
-    fetch = [sys.executable, "-m", "models", "fetch", "--config", config]
+    fetch = [sys.executable, "-m", "models", "fetch", "--config", str(config)]
     subprocess.run(fetch, cwd=ROOT, check=True)  # as scripts/serve does each time
     started: list[psutil.Process] = []
     with serving(config) as served:
