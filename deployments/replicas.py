@@ -95,6 +95,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+logger = logging.getLogger(__name__)
+
+
 def _observers() -> Emit:
     """Who is told what happens in this process."""
     logs.configure()
@@ -416,6 +419,12 @@ def _predictor(model: FixedCost, folder: Path) -> Predictor:
     return predictor
 
 
+OPEN = (
+    "Open: whoever reaches this gateway may do everything. gateway.auth.mode: keys in the"
+    " configuration, or FRONTIER_AUTH=keys, asks for keys."
+)
+"""Said by each gateway: ``serve run`` and ``serve deploy`` have no launcher that says it."""
+
 COLLECT_AFTER = (5_000, 20, 50)
 """When a gateway looks for cycles, as ``gc.set_threshold`` takes it. What a request makes is gone
 when it is answered: Python's usual 700 look at the requests under way again and again, and find
@@ -445,11 +454,13 @@ class GatewayReplica:
         async def close() -> None:
             await asyncio.gather(ledger.close(), idempotency.close())
 
-        emit, state = _observers(), {}
-        if entrance is not None:  # else nobody has limits, and nobody is to pay
+        emit, state = _observers(), {"database": database.ping}
+        if entrance is None:  # nobody has limits, and nobody is to pay
+            logger.warning(OPEN)
+        else:
             alerts = Alerts(database=database, now=time.time, emit=emit)
             emit = fan_out(emit, ledger, alerts)
-            state = {"database": database.ping, "counters": counters.ping}
+            state["counters"] = counters.ping
         cache = opened(config.cache, emit)
         elsewhere = stores(counters, None if cache is None else cache.store)
         self._tasks = _in_background(

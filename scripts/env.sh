@@ -10,6 +10,9 @@ export RAY_SERVE_THROUGHPUT_OPTIMIZED="${RAY_SERVE_THROUGHPUT_OPTIMIZED:-1}"
 export RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
 # Ray's HAProxy with one option more. Whoever sources this stands in the project's folder.
 export RAY_SERVE_HAPROXY_BINARY_PATH="${RAY_SERVE_HAPROXY_BINARY_PATH:-$PWD/scripts/haproxy}"
+# Replicas speak gRPC with each other, which would ask the `https_proxy` of a person's shell for
+# this machine's own address, and wait for ever. Empty: none.
+export grpc_proxy="${grpc_proxy-}"
 # How long a gateway replica that is going away waits for load balancers to notice, at
 # least. Ray's default of 30 s makes each stop on a laptop that long; cluster.yaml keeps it.
 export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="${RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S:-1}"

@@ -19,6 +19,18 @@ SHELL = {"HOME", "PATH", "RAY_HEAD_IP", "PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE
 FILES = ("cluster.yaml", "cluster.aws.yaml")
 OVERRIDES = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
 """Where a cluster differs from a laptop, on purpose."""
+NEEDED = [
+    ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "Serve's own threads cost half the requests"),
+    ("RAY_SERVE_ENABLE_HA_PROXY", "1", "Serve's own proxy takes several times HAProxy's latency"),
+    ("grpc_proxy", "", "a gateway asks https_proxy for its models' replicas, and nobody answers"),
+    ("RAY_AUTH_MODE", "token", "whoever reaches the dashboard runs code, and it is on all sides"),
+    ("FRONTIER_METRICS_PORT", "9464", "Ray's own choice is another one at each start"),
+    ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1", "the dashboard's Train tab stays empty without it"),
+    ("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1", "each stop lasts half a minute"),
+    ("RAY_worker_niceness", "0", "Ray's workers are background work, and replicas are workers"),
+    ("HF_HUB_OFFLINE", "1", "a replica that reaches for the network starts when that lets it"),
+]
+"""Variables without which what is served is another thing, and in which way."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -70,6 +82,11 @@ def test_nodes_have_the_environment_of_scripts_serve(name: str, role: str, tmp_p
 def test_both_files_start_nodes_alike(role: str) -> None:
     ours, aws = (read(name)[f"{role}_start_ray_commands"] for name in FILES)
     assert ours == aws
+
+
+@pytest.mark.parametrize(("name", "value", "else_"), NEEDED, ids=[name for name, *_ in NEEDED])
+def test_what_ray_needs_is_set(name: str, value: str, else_: str) -> None:
+    assert env_sh(ROOT).get(name) == value, else_
 
 
 def test_the_haproxy_of_ray_is_there_and_splices_nothing() -> None:

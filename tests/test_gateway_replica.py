@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,13 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 @pytest.fixture
 async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
     monkeypatch.setenv("STRIPE_SECRETS", SECRET)
-    replica = gateway_replica(STRIPE)
+    async with asking(gateway_replica(STRIPE)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def asking(replica: GatewayReplica) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a gateway that ends with it."""
     transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
@@ -68,6 +75,35 @@ async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncCl
         task.cancel()
     await asyncio.gather(*replica._tasks, return_exceptions=True)
     await replica._database.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked"), [("open", {"database"}), ("keys", {"database", "counters"})]
+)
+async def test_readiness_asks_for_the_state_that_requests_need(
+    monkeypatch: pytest.MonkeyPatch, mode: str, asked: set[str]
+) -> None:
+    """Idempotency, webhooks and the registry are in the database of an open platform, too."""
+    monkeypatch.setenv("FRONTIER_AUTH", mode)
+    monkeypatch.setenv("FRONTIER_DATABASE", "postgresql://127.0.0.1:1/nowhere")
+    async with asking(gateway_replica({})) as client:
+        answer = await client.get("/readyz")
+    components = answer.json()["error"]["details"]["components"]
+    assert answer.status_code == 503
+    assert components.keys() == {"m"} | asked
+    assert components["database"].startswith("out of reach: ")
+    assert components.get("counters", True) is True
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("open", True), ("keys", False)])
+async def test_an_open_gateway_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, warned: bool
+) -> None:
+    monkeypatch.setenv("FRONTIER_AUTH", mode)
+    async with asking(gateway_replica({})):
+        pass
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert (("WARNING", replicas.OPEN) in said) == warned
 
 
 async def test_webhooks_by_configuration_and_environment(client: httpx.AsyncClient) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -274,6 +274,40 @@ def test_what_several_replicas_did_adds_up() -> None:
 def test_replicas_that_do_not_answer_tell_nothing() -> None:
     assert spent(Telling(TimeoutError()), "a") == [None]
     assert spent(Telling(ActorDiedError()), "a") == [None]
+
+
+class Pinged:
+    """A handle whose replica answers a ping so."""
+
+    def __init__(self, answer: Callable[[], Awaitable[None]]) -> None:
+        self.ping = SimpleNamespace(remote=answer)
+
+    @property
+    def handle(self) -> DeploymentHandle:
+        return cast("DeploymentHandle", self)
+
+
+async def test_a_model_that_does_not_answer_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "READY_TIMEOUT_S", 0.2)
+
+    async def loads() -> None:
+        await asyncio.sleep(60)
+
+    async def fails() -> None:
+        raise ActorDiedError
+
+    async def answers() -> None:
+        return
+
+    handles = {
+        name: Pinged(answer).handle
+        for name, answer in {"a": loads, "b": fails, "c": answers}.items()
+    }
+    assert await readiness(handles, {}) == {
+        "a": "it may still be loading: no replica answered within 0 s",
+        "b": "its replica failed: ActorDiedError",
+        "c": True,
+    }
 
 
 async def test_state_is_red_within_its_time() -> None:

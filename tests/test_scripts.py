@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ case "$*" in
   -V) echo "Python ${FAKE_VERSION-3.11}.2" ;;
   *ensurepip*) [[ -z ${FAKE_NO_ENSUREPIP-} || -e $CALLS.apt ]] ;;
   "-m venv "*) rm -rf "${!#}" && mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
+  "-m models fetch "*) [[ -z ${FETCH_WITH-} ]] || exec "$FETCH_WITH" "$@" ;;
   "-m pip "*) echo "${FAKE_PIP-}" && [[ -z ${FAKE_PIP-} ]] ;;
 esac
 """
@@ -130,6 +132,22 @@ def test_weights_are_those_of_the_configuration_that_is_served(checkout: Checkou
     checkout.run("setup", "/else where/mine.yaml")
     (call,) = checkout.calls("-m models fetch")
     assert call.endswith("--config /else where/mine.yaml")
+
+
+@pytest.mark.parametrize("script", ["setup", "serve", "test"])
+def test_weights_that_are_not_to_be_had_are_one_clear_line(checkout: Checkout, script: str) -> None:
+    """The real ``models fetch`` says it, and nothing else begins."""
+    config = checkout.folder / "serve_config.yaml"
+    model = "{task: generate, source: ./not there}"
+    config.write_text(f"applications: [{{args: {{models: {{m: {model}}}}}}}]\n")
+    refused = checkout.run(script, FETCH_WITH=sys.executable, PYTHONPATH=str(ROOT))
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    *before, line = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "not there" in line
+    assert all(said.startswith("packages ") for said in before)
+    assert checkout.calls("-m")[-1].startswith("-m models fetch")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").iterdir()), ids=lambda p: p.name)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -147,5 +148,11 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
                 math.prod(shape) * states.element_size(),
                 flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
             )
+            # Debian's kernel gives huge ones unasked; and what people wrote is no part of a
+            # crash's core file, nor are the gigabytes.
+            for advice in ("MADV_DONTDUMP", "MADV_NOHUGEPAGE"):
+                if (number := getattr(mmap, advice, None)) is not None:
+                    with suppress(OSError):  # a kernel without huge pages cannot be told not to
+                        pages.madvise(number)
             return torch.frombuffer(pages, dtype=states.dtype).view(shape)
         return torch.zeros(shape, dtype=states.dtype, device=states.device)

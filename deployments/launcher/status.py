@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""What we ask is on this machine, whatever proxy its people use."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\([^)]*pid=[^)]*\) ", re.MULTILINE)  # Ray's "(Controller pid=1) "
 _ERROR = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failed)(?:\(\w+\))?: (?=\S)")
@@ -44,7 +46,7 @@ def token(env: Mapping[str, str]) -> str | None:
 def is_ready(url: str) -> bool:
     """Whether the gateway at ``url`` says that it can answer."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+        with _OPENER.open(f"{url}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:  # refused, timed out, or any status but 2xx
         return False
@@ -102,6 +104,6 @@ class Dashboard:
         )
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with _OPENER.open(request, timeout=10) as answer:
             payload: bytes = answer.read()
         return payload

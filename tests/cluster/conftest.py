@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deployments.launcher import background
 from deployments.launcher.background import Served
 from tests import tiny_models
+from tests.documents import ROOT
 
 FIXED_PORTS = (
     "FRONTIER_DASHBOARD_PORT",
@@ -51,15 +53,28 @@ def serving(args: Mapping[str, Any], folder: Path, *, cpus: int = 8) -> Iterator
         yield served
 
 
+def on_a_free_port(folder: Path) -> Path:
+    """``serve_config.yaml`` as it is, but for its port."""
+    text = (ROOT / "serve_config.yaml").read_text()
+    assert "port: 8000" in text
+    config = folder / "serve_config.yaml"
+    [port] = _free_ports(1)
+    config.write_text(text.replace("port: 8000", f"port: {port}"))
+    return config
+
+
 def metric(served: Served, name: str, **labels: str) -> float:
-    """Sum of a metric's samples that have these labels, over the whole cluster."""
+    """Sum of a metric's samples that have these labels, over the whole cluster; if there are
+    none, NaN, which equals and exceeds nothing.
+    """
     text = httpx.get(f"{served.url}/metrics", timeout=10).text
-    return sum(
+    values = [
         sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    ]
+    return sum(values) if values else math.nan
 
 
 def wait_until(

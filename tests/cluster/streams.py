@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +28,14 @@ class Outcome:
 
 
 async def stream(
-    client: httpx.AsyncClient, *, max_tokens: int, model: str = "tiny", prompt: str = "Hello"
+    client: httpx.AsyncClient,
+    *,
+    max_tokens: int,
+    model: str = "tiny",
+    prompt: str = "Hello",
+    begun: asyncio.Event | None = None,
 ) -> Outcome:
-    """One streamed completion, read to its end."""
+    """One streamed completion, read to its end; ``begun`` is set at its first text."""
     outcome = Outcome()
     body = completion(model, prompt, max_tokens) | {
         "stream": True,
@@ -53,6 +59,8 @@ async def stream(
                     outcome.tokens = chunk["usage"]["completion_tokens"]
                 for choice in chunk["choices"]:
                     outcome.text += choice["text"]
+                    if outcome.text and begun is not None:
+                        begun.set()
                     outcome.finish_reason = choice["finish_reason"] or outcome.finish_reason
     return outcome
 

@@ -1,4 +1,4 @@
-"""An engine goes from one replica to two under load and back, and no request fails."""
+"""Engine and gateway go from one replica to two under load and back, and no request fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cluster.streams import Outcome, stream
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-async def test_engine_scales_up_and_down_without_a_failed_request(
+async def test_engine_and_gateway_scale_up_and_down_without_a_failed_request(
     long_llama: Path, tmp_path: Path
 ) -> None:
     scaling = {
@@ -34,7 +34,8 @@ async def test_engine_scales_up_and_down_without_a_failed_request(
                 "engine": {"slots": 4},
                 "replicas": scaling,
             }
-        }
+        },
+        "gateway": {"replicas": {**scaling, "cpus": 0}},
     }
     outcomes: list[Outcome] = []
     with serving(config, tmp_path) as platform:
@@ -45,19 +46,19 @@ async def test_engine_scales_up_and_down_without_a_failed_request(
                 while not enough.is_set():
                     outcomes.append(await stream(http, max_tokens=200))
 
-        def count() -> int:
-            return len(platform.replicas("tiny"))
+        def counts() -> set[int]:
+            return {len(platform.replicas(name)) for name in ("tiny", "gateway")}
 
-        assert count() == 1
+        assert counts() == {1}
         clients = [asyncio.create_task(client()) for _ in range(6)]
         await asyncio.to_thread(
-            wait_until, lambda: count() == 2, timeout_s=60, what="a second replica"
+            wait_until, lambda: counts() == {2}, timeout_s=60, what="two replicas of both"
         )
-        await asyncio.sleep(10)  # the new replica loads and takes its share
+        await asyncio.sleep(10)  # the new replicas start and take their share
         enough.set()
         await asyncio.gather(*clients)
         async with httpx.AsyncClient(base_url=platform.url, timeout=120) as http:
-            while count() == 2:  # a trickle goes on while one replica is being drained
+            while counts() != {1}:  # a trickle goes on while one replica is being drained
                 outcomes.append(await stream(http, max_tokens=20))
                 await asyncio.sleep(0.2)
     assert len(outcomes) > 10

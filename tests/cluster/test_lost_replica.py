@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from tests.cluster.streams import Outcome, stream, whole
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-LONG = 1500
-"""Tokens of a stream that lasts some seconds."""
+LONG = 6000
+"""Tokens of a stream that lasts longer than metrics are old."""
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,32 @@ def pair(long_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield platform
 
 
+def replicas(platform: Served) -> dict[str, int]:
+    """Process ids of the engine's replicas, by the name that their metrics carry."""
+    application = (platform.dashboard.applications() or {})["frontier-run"]
+    found = application["deployments"]["tiny"]["replicas"]
+    return {each["replica_id"]: each["pid"] for each in found}
+
+
 async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None:
+    def crowded() -> list[int]:
+        """Processes of the replicas that answer one request while another one waits."""
+        return [
+            pid
+            for replica, pid in replicas(pair).items()
+            if metric(pair, "frontier_running_sequences", replica=replica) == 1
+            and metric(pair, "frontier_queue_depth", replica=replica) >= 1
+        ]
+
     async with httpx.AsyncClient(base_url=pair.url, timeout=120) as client:
         streams = [asyncio.create_task(stream(client, max_tokens=LONG)) for _ in range(4)]
-        await asyncio.sleep(1.5)  # two are being answered, two wait behind them
-        pair.replicas("tiny")[0].send_signal(signal.SIGKILL)
+        await asyncio.to_thread(
+            wait_until, lambda: bool(crowded()), timeout_s=60, what="a request that waits"
+        )
+        victim = crowded()[0]
+        # None has ended, so those that waited when it was measured wait now.
+        assert not any(task.done() for task in streams), "the streams were too short to tell"
+        os.kill(victim, signal.SIGKILL)
         outcomes = await asyncio.gather(*streams)
     broken = [outcome for outcome in outcomes if not outcome.complete]
     assert len(broken) == 1

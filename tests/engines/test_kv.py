@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 import pytest
 import torch
 
+from benchmarks.load import kv_cache
 from deployments.engines.kv import SlotCache
 
 SLOTS, CONTEXT, HEADS, DIM = 3, 10, 2, 4
@@ -86,3 +89,18 @@ def test_positions_that_no_token_has_reached_take_no_memory() -> None:
     for tensor in (cache.keys[0], cache.values[0]):  # short sequences beside a long one are read
         assert tensor.sum() != 0
     assert process.memory_info().rss - before < 20_000_000
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has none"
+)
+def test_neither_huge_pages_nor_a_place_in_core_files() -> None:
+    """By which a benchmark also tells the cache from the rest of a replica."""
+    process = psutil.Process()
+    resident, asked = kv_cache(process)
+    cache = SlotCache(slots=4, context=32_768)
+    cache.place(torch.tensor([0, 40_000]))
+    cache.update(states(2, torch.float32), states(2, torch.float32), 0)
+    now_resident, now_asked = kv_cache(process)
+    assert now_asked - asked == cache.reserved_bytes
+    assert 0 < now_resident - resident < 100_000, "a few pages"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ import deployments.launcher.__main__ as launcher
 from deployments.launcher.__main__ import BIN, greeting, main, say, with_bin
 from deployments.launcher.preflight import load
 from state.places import sqlite_url
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ENV = {
@@ -57,6 +61,41 @@ def test_a_wrong_configuration_is_said_line_by_line(
     assert printed.out == ""
     assert all(line.startswith("error: ") for line in printed.err.splitlines())
     assert "models" in printed.err
+
+
+def test_a_port_in_use_is_one_line_before_anything_is_started(tmp_path: Path) -> None:
+    config = tmp_path / "taken.yaml"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        model = "{task: generate, source: ./model}"
+        config.write_text(
+            f"http_options: {{port: {port}}}\n"
+            f"applications: [{{import_path: 'deployments.app:build',"
+            f" args: {{models: {{m: {model}}}}}}}]\n"
+        )
+        logs = tmp_path / "logs"
+        refused = subprocess.run(
+            [sys.executable, "-m", "deployments.launcher", config],
+            cwd=ROOT,
+            env={**os.environ, **other_ports(), "FRONTIER_LOGS": str(logs)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    [line] = refused.stderr.splitlines()
+    assert line.startswith(f"error: port {port} is in use by pid {os.getpid()} (")
+    assert line.endswith("; stop it or set http_options.port in taken.yaml")
+    assert not logs.exists(), "Ray was started"
+
+
+def other_ports() -> dict[str, str]:
+    """For what else the launcher listens on, so that somebody's platform may run beside us."""
+    names = ("FRONTIER_DASHBOARD_PORT", "FRONTIER_METRICS_PORT")
+    return {name: str(free_port()) for name in names}
 
 
 @pytest.fixture

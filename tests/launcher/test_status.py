@@ -100,6 +100,15 @@ def test_ready_is_200_and_nothing_else(fake: FakeRay) -> None:
     assert not is_ready("http://127.0.0.1:9")
 
 
+def test_a_proxy_is_for_other_machines(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # one that has not read it yet
+    fake.ready = True
+    assert is_ready(fake.url)
+    assert Dashboard(fake.url).applications() is not None
+
+
 def test_what_may_still_come_up_is_no_failure(fake: FakeRay) -> None:
     fake.applications = {"a": {"status": "DEPLOYING", "message": "", "deployments": {}}}
     assert Dashboard(fake.url).failure() is None
