@@ -16,12 +16,12 @@ from pydantic import Field
 
 from models import yaml_file
 from models.errors import ConfigError
-from train import search
 from train.config import Resources, Section, validated
 from train.recipe import Config, Recipe
-from train.search import Grid, Mode, Searcher
 from train.space import Domain
+from tune import search
 from tune import space as spaces
+from tune.search import Grid, Mode, Searcher
 
 RESOLVED = "sweep.yaml"
 """A sweep with every default filled in, in its folder."""
