@@ -173,7 +173,10 @@ def _sweep(recipe: Recipe[Any], sweep: Sweep, folder: Path) -> int:
     if len(trials) < sweep.trials or any(not trial.status.over for trial in trials):
         _say(f"not at its end; to go on: python -m tune --resume {folder}")
         return FOUND if _out_of_time(sweep, folder) else INTERRUPTED
-    return FOUND if results.measured(sweep, trials) else NOTHING
+    if results.measured(sweep, trials):
+        return FOUND
+    _say(f"no trial had a result; tracebacks are in {folder}/trials/*/error.txt")
+    return NOTHING
 
 
 def _out_of_time(sweep: Sweep, folder: Path) -> bool:

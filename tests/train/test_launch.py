@@ -23,6 +23,7 @@ from tests.train.toys.duo import Duo
 from tests.train.toys.walk import RECIPE as WALK
 from tests.train.toys.walk import Walk
 from train import history
+from train.__main__ import main as train
 from train.config import Launch, Resources
 from train.events import Event, Reported, RunStarted
 from train.folder import RunFolder
@@ -270,3 +271,33 @@ def test_map_in_this_process_and_on_a_worker(tmp_path: Path) -> None:
         launch = {"resources": Resources(cpus=2)}  # all there is: the tasks take its place
         result = on_ray(recipe, Walk(), tmp_path / str(workers), workers, **launch)
         assert result.metrics == {"sum": 40425.0}
+
+
+def test_m3_fanned_out_has_the_errors_of_one_process(tmp_path: Path) -> None:
+    """As a person asks for it; Theta, smoothing and ARIMA on a part of every group."""
+    series = ["series=24", "chunk=3", "networks=[]", "methods=[theta, ets, arima]"]
+    words = ["timeseries", *(word for each in series for word in ("--set", each))]
+
+    def metrics(name: str, *launch: str) -> dict[str, float]:
+        train(["--out", str(tmp_path / name), *words, *launch])  # its gates are of all series
+        result = RunFolder(tmp_path / name).result()
+        assert result is not None
+        found: dict[str, float] = result["metrics"]
+        return found
+
+    seen = set[int]()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            seen.update(each.pid for each in workers_of_ray("ray::_apply"))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    fanned = metrics("ray", "--workers", "1")
+    stop.set()
+    watcher.join(5)
+    assert len(seen) >= 2, "one worker did it all"
+    here = metrics("here", "--workers", "0")
+    assert {f"m3_smape_{method}" for method in ("theta", "ets", "arima")} <= here.keys()
+    assert fanned == here
