@@ -13,21 +13,15 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import ConfigError
-from tests.train.toys.duo import RECIPE as DUO
-from tests.train.toys.duo import Duo
 from tests.tune.hill import RECIPE, Hill, height
-from train import history
-from train.folder import RunFolder
-from train.recipe import Gate, Recipe
+from train.recipe import Recipe
 from train.recipes.branin import RECIPE as BRANIN
-from train.run import run
 from tune import sweep as sweeps
 from tune.config import load_yaml, resolve
 from tune.course import Course
@@ -102,31 +96,6 @@ def test_a_trial_may_take_the_whole_machine_but_not_more(two_cpus: None, tmp_pat
         swept(tmp_path / "b", trials=2, resources={"cpus": 3})
     with pytest.raises(ConfigError, match=r"takes 4 CPUs.*the cluster has 2 CPUs"):
         swept(tmp_path / "c", trials=2, workers=4)
-
-
-@pytest.mark.timeout(600)
-def test_groups_of_workers_take_turns_and_a_stopped_one_makes_room(
-    two_cpus: None, tmp_path: Path
-) -> None:
-    """Each trial takes both CPUs, and its own process must not want one, too."""
-    recipe = replace(DUO, gates={"place": Gate(at_least=0, baseline="where it began")})
-    config = {"steps": 40, "pause_s": 0.1}
-    trials, most = swept(
-        tmp_path / "sweep", recipe, search="grid", space={"seed": [2, 0, 1]}, config=config,
-        workers=2, scheduler={"kind": "asha", "first": 20, "reduction": 2},
-    )  # fmt: skip
-    assert most == 1
-    first, others = trials[0], trials[1:]
-    assert first.status is Status.FINISHED
-    assert first.final is not None
-    assert first.final["workers"] == 2
-    run(DUO, Duo(seed=2, **config), folder=RunFolder(tmp_path / "alone"))
-    alone = [each.metrics["place"] for each in history.read(tmp_path / "alone")]
-    assert [each.metrics["place"] for each in first.reports] == pytest.approx(alone)
-    assert all(trial.status.over for trial in others)
-    stopped = [trial for trial in others if trial.status is Status.STOPPED]
-    assert stopped
-    assert all(trial.steps < 40 for trial in stopped)
 
 
 def test_a_grid_runs_every_point_once(two_cpus: None, tmp_path: Path) -> None:
