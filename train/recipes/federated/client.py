@@ -61,7 +61,7 @@ class Client:
         return self._member.keys()
 
     def deal(self, keys: Mapping[int, PublicKeys], threshold: int) -> dict[int, bytes] | None:
-        return self._member and self._member.deal(keys, threshold)
+        return None if self._member is None else self._member.deal(keys, threshold)
 
     def receive(self, letters: Mapping[int, bytes]) -> bool | None:
         if self._member is None:
@@ -89,7 +89,7 @@ class Client:
         return self._member.pads().mask(values) if self._member else values
 
     def open(self, answered: Collection[int]) -> Opened | None:
-        return self._member and self._member.open(answered)
+        return None if self._member is None else self._member.open(answered)
 
     def train(self, work: Work) -> Vector:
         """How far the weights move in some epochs of SGD over the client's own images."""
