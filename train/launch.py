@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ _log = logging.getLogger(__name__)
 
 FAILURE = ".failure.json"
 """Why a worker gave up for good; in the run's folder."""
+
+PATIENCE_S = 60.0
+"""How long actors whose process was lost are waited for."""
 
 CHUNKS_PER_CPU = 4
 """Of ``map``: enough that a slow chunk does not keep everyone waiting."""
@@ -116,20 +120,34 @@ class _Enlisted:
         for number, given in arguments.items():
             shares.setdefault(number % len(self._keepers), {})[number] = given
         calls = [
-            self._keepers[keeper].call.remote(method, _packed(share))
+            (self._keepers[keeper], self._keepers[keeper].call.remote(method, _packed(share)))
             for keeper, share in shares.items()
         ]
         answers: dict[int, Any] = {}
-        for share, call in zip(shares.values(), calls, strict=True):
+        for keeper, call in calls:
             try:
                 answers |= ray.get(call)
             except ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:
                     raise
-                _log.warning("a process with %d actors was lost: %s", len(share), error)
+                _log.warning("a process with actors was lost, and begins anew: %s", error)
+                _wait_for(keeper)
             except ray.exceptions.RayError as error:
                 raise _own(error) from error
         return answers
+
+
+def _wait_for(keeper: Any) -> None:
+    """Until Ray has started it again: else whoever goes on without it would do so in no time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get(keeper.call.remote("", _packed({})), timeout=PATIENCE_S)
+            return
+        except ray.exceptions.RayActorError:
+            time.sleep(0.2)
+        except ray.exceptions.GetTimeoutError:
+            return
 
 
 def _connect(*, group: bool) -> None:
