@@ -293,7 +293,7 @@ def test_m3_fanned_out_has_the_errors_of_one_process(tmp_path: Path) -> None:
 
     def watch() -> None:
         while not stop.wait(0.02):
-            seen.update(each.pid for each in workers_of_ray("ray::_apply"))
+            seen.update(each.pid for each in workers_of_ray("_apply"))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
