@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from train.events import Reported
-from train.recipe import In, Metrics, Out, Save, Workers
+from train.recipe import Actors, In, Metrics, Out, Save, Workers
 
 OnReport = Callable[[Reported, Save | None], None]
 
@@ -19,8 +20,30 @@ class FanOut(Protocol):
     def __call__(self, function: Callable[[In], Out], items: Sequence[In], /) -> list[Out]: ...
 
 
+class Enlist(Protocol):
+    def __call__(
+        self, make: Callable[[In], Any], items: Sequence[In], /
+    ) -> AbstractContextManager[Actors]: ...
+
+
 def serially(function: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
     return [function(item) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Actors that are objects of this process."""
+
+    objects: Sequence[Any]
+
+    def call(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """See :class:`train.recipe.Actors`."""
+        return {n: getattr(self.objects[n], method)(*given) for n, given in arguments.items()}
+
+
+@contextmanager
+def kept_here(make: Callable[[In], Any], items: Sequence[In]) -> Iterator[Actors]:
+    yield Here([make(item) for item in items])
 
 
 def rehearse(report: Reported, save: Save | None) -> None:
@@ -44,6 +67,7 @@ class Context:
     checkpoint: Path | None = None
     on_report: OnReport = rehearse
     fan_out: FanOut = serially
+    enlist: Enlist = kept_here
     _last: list[int] = field(default_factory=lambda: [-1], repr=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +97,12 @@ class Context:
     def map(self, function: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
         """See :class:`train.recipe.RunContext`."""
         return self.fan_out(function, items)
+
+    def actors(
+        self, make: Callable[[In], Any], items: Sequence[In]
+    ) -> AbstractContextManager[Actors]:
+        """See :class:`train.recipe.RunContext`."""
+        return self.enlist(make, items)
 
 
 def local_device() -> str:

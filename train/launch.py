@@ -1,6 +1,6 @@
 """Where a run is carried out on a cluster. The only file here that knows Ray.
 
-    0 workers          in this process; ``context.map`` as Ray tasks
+    0 workers          in this process; ``context.map`` as Ray tasks, ``context.actors`` as actors
     1                  one Ray task
     N, or (min, max)   Ray Train: a data-parallel group, replaced whole when one is lost
 
@@ -16,7 +16,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,17 @@ from models import errors
 from models.errors import ConfigError, PlatformError, UpstreamError
 from train import history, recipes
 from train.config import Launch, Resources
-from train.context import local_device, serially
-from train.recipe import In, Metrics, Out, Recipe, Workers
+from train.context import kept_here, local_device, serially
+from train.recipe import Actors, In, Metrics, Out, Recipe, Workers
 from train.run import Emit, Place, Task, perform
 
 _log = logging.getLogger(__name__)
 
 FAILURE = ".failure.json"
 """Why a worker gave up for good; in the run's folder."""
+
+PATIENCE_S = 60.0
+"""How long actors whose process was lost are waited for."""
 
 CHUNKS_PER_CPU = 4
 """Of ``map``: enough that a slow chunk does not keep everyone waiting."""
@@ -56,7 +60,7 @@ def place(recipe: Recipe[Any], launch: Launch, *, workers: int | tuple[int, int]
     def carry_out(task: Task, emit: Emit) -> Metrics:
         _connect(group=workers not in (0, 1))
         if workers == 0:
-            return perform(task, device=local_device(), fan_out=fan_out, emit=emit)
+            return perform(task, device=local_device(), fan_out=fan_out, enlist=enlisted, emit=emit)
         (task.out / FAILURE).unlink(missing_ok=True)
         _tell_of_waiting(launch.resources, workers)
         last = task.checkpoints.last()
@@ -83,6 +87,67 @@ def fan_out(function: Callable[[In], Out], items: Sequence[In], /) -> list[Out]:
         for each in tasks:
             ray.cancel(each)
         raise
+
+
+@contextmanager
+def enlisted(make: Callable[[In], Any], items: Sequence[In]) -> Iterator[Actors]:
+    """``make(item)`` for each item, kept in Ray actors: as many processes as there are CPUs.
+
+    They reserve none. Between two calls they only remember, and one that found no room beside
+    what the cluster serves would be waited for for ever.
+    """
+    cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    count = min(cpus, len(items))
+    keeper = ray.remote(_Keeper).options(num_cpus=0, max_restarts=-1, scheduling_strategy="SPREAD")
+    shares = [{n: items[n] for n in range(first, len(items), count)} for first in range(count)]
+    keepers = [keeper.remote(_environ(), _packed((make, share))) for share in shares]
+    try:
+        yield _Enlisted(keepers)
+    finally:
+        for each in keepers:
+            ray.kill(each)
+
+
+class _Enlisted:
+    """The keepers' side that callers see: object ``n`` is with keeper ``n % count``."""
+
+    def __init__(self, keepers: Sequence[Any]) -> None:
+        self._keepers = keepers
+
+    def call(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """See :class:`train.recipe.Actors`."""
+        shares: dict[int, dict[int, tuple[Any, ...]]] = {}
+        for number, given in arguments.items():
+            shares.setdefault(number % len(self._keepers), {})[number] = given
+        calls = [
+            (self._keepers[keeper], self._keepers[keeper].call.remote(method, _packed(share)))
+            for keeper, share in shares.items()
+        ]
+        answers: dict[int, Any] = {}
+        for keeper, call in calls:
+            try:
+                answers |= ray.get(call)
+            except ray.exceptions.RayActorError as error:
+                if error.actor_init_failed:
+                    raise
+                _log.warning("a process with actors was lost, and begins anew: %s", error)
+                _wait_for(keeper)
+            except ray.exceptions.RayError as error:
+                raise _own(error) from error
+        return answers
+
+
+def _wait_for(keeper: Any) -> None:
+    """Until Ray has started it again: else whoever goes on without it would do so in no time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get(keeper.call.remote("", _packed({})), timeout=PATIENCE_S)
+            return
+        except ray.exceptions.RayActorError:
+            time.sleep(0.2)
+        except ray.exceptions.GetTimeoutError:
+            return
 
 
 def _connect(*, group: bool) -> None:
@@ -195,11 +260,24 @@ def _apply(environ: Mapping[str, str], function: bytes, items: bytes) -> list[An
     return [call(item) for item in _unpacked(items)]
 
 
+class _Keeper:
+    """Of some of the objects that a run has enlisted."""
+
+    def __init__(self, environ: Mapping[str, str], packed: bytes) -> None:
+        _adopt(environ)
+        make, items = _unpacked(packed)
+        self._objects = {number: make(item) for number, item in items.items()}
+
+    def call(self, method: str, packed: bytes) -> dict[int, Any]:
+        arguments = _unpacked(packed)
+        return {n: getattr(self._objects[n], method)(*given) for n, given in arguments.items()}
+
+
 def _perform_alone(environ: Mapping[str, str], packed: bytes) -> Metrics:
     _adopt(environ)
     task: Task = _unpacked(packed)
     _see_folder(task.out)
-    return perform(task, device=local_device(), fan_out=fan_out)
+    return perform(task, device=local_device(), fan_out=fan_out, enlist=enlisted)
 
 
 def _perform_in_group(config: Mapping[str, Any]) -> Metrics | None:
@@ -222,6 +300,7 @@ def _perform_in_group(config: Mapping[str, Any]) -> Metrics | None:
             device=_group_device(),
             workers=workers,
             fan_out=serially if workers.size > 1 else fan_out,
+            enlist=kept_here if workers.size > 1 else enlisted,
             agree=_agree if workers.size > 1 else lambda step: step,
         )
     except PlatformError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -65,6 +66,18 @@ class Gate:
     def __str__(self) -> str:
         bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
         return f"{bound} ({self.baseline})"
+
+
+class Actors(Protocol):
+    """Objects that keep their state; see ``RunContext.actors``."""
+
+    def call(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """``objects[number].method(*arguments[number])``, all at a time; answers by number.
+
+        One whose process died is missing from the answers. It is made anew, without what it
+        had learned since it was made.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +145,16 @@ class RunContext(Protocol):
         """``[function(item) for item in items]``, on many machines where there are some.
 
         ``function`` and items must pickle.
+        """
+        ...
+
+    def actors(
+        self, make: Callable[[In], Any], items: Sequence[In]
+    ) -> AbstractContextManager[Actors]:
+        """``[make(item) for item in items]``, on many machines where there are some.
+
+        What one of them knows leaves it only in answers. ``make``, items, arguments and answers
+        must pickle.
         """
         ...
 

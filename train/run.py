@@ -22,7 +22,17 @@ from models.artifact import GateResult, Manifest
 from models.errors import InternalError
 from train import data, disk, facts, history
 from train.checkpoints import Best, Checkpoints
-from train.context import ALONE, Context, FanOut, OnReport, local_device, rehearse, serially
+from train.context import (
+    ALONE,
+    Context,
+    Enlist,
+    FanOut,
+    OnReport,
+    kept_here,
+    local_device,
+    rehearse,
+    serially,
+)
 from train.events import Reported, RunEnded, RunStarted, Subscriber
 from train.folder import Request, RunFolder
 from train.recipe import Config, Gate, Metrics, Recipe, Save, Workers
@@ -200,6 +210,7 @@ def perform(
     device: str,
     workers: Workers = ALONE,
     fan_out: FanOut = serially,
+    enlist: Enlist = kept_here,
     emit: Emit = lambda report: None,
     agree: Callable[[int], int] = lambda step: step,
 ) -> Metrics:
@@ -218,6 +229,7 @@ def perform(
             checkpoint=checkpoint,
             on_report=on_report,
             fan_out=fan_out,
+            enlist=enlist,
         )
         with data.recorded_in(task.out if workers.rank == 0 else None):
             metrics = task.recipe.run(task.config, context)

@@ -2,6 +2,7 @@
 
     python -m tune --list
     python -m tune vision --trials 30 --scheduler asha
+    python -m tune --config tune/sweeps/hyperparameters-asha.yaml
     python -m tune vision --config sweep.yaml --set epochs=8 --space 'lr={low: 1e-4, high: 1}'
     python -m tune --resume SWEEP_DIR --trials 60
     python -m tune --show SWEEP_DIR
@@ -164,13 +165,18 @@ def _sweep(recipe: Recipe[Any], sweep: Sweep, folder: Path) -> int:
     finally:
         teller.close()
     results.show(sweep, trials, sys.stdout)
+    if (said := results.verdict(recipe, sweep, trials)) is not None:
+        print(said)
     for path in results.write(recipe, sweep, folder, trials):
         print(path)
     assert sweep.trials is not None
     if len(trials) < sweep.trials or any(not trial.status.over for trial in trials):
         _say(f"not at its end; to go on: python -m tune --resume {folder}")
         return FOUND if _out_of_time(sweep, folder) else INTERRUPTED
-    return FOUND if results.measured(sweep, trials) else NOTHING
+    if results.measured(sweep, trials):
+        return FOUND
+    _say(f"no trial had a result; tracebacks are in {folder}/trials/*/error.txt")
+    return NOTHING
 
 
 def _out_of_time(sweep: Sweep, folder: Path) -> bool:

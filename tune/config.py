@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models import yaml_file
 from models.errors import ConfigError
-from train import search
 from train.config import Resources, Section, validated
 from train.recipe import Config, Recipe
-from train.search import Grid, Mode, Searcher
 from train.space import Domain
+from tune import search
 from tune import space as spaces
+from tune.search import Grid, Mode, Searcher
 
 RESOLVED = "sweep.yaml"
 """A sweep with every default filled in, in its folder."""
@@ -128,6 +128,13 @@ class Sweep(Section):
     retries: int = Field(default=2, ge=0)
     """How often a trial is started again whose process died. What a recipe raises would only
     be raised again."""
+
+    @model_validator(mode="after")
+    def _pbt_copies_from_one_process(self) -> Sweep:
+        # A group goes on while it is told of, and so is ahead of the checkpoint that is wanted.
+        if isinstance(self.scheduler, Pbt) and self.workers > 1:
+            raise ValueError("scheduler pbt takes trials of one process; leave out workers")
+        return self
 
 
 def resolve(recipe: Recipe[Any], documents: Sequence[Mapping[str, Any]]) -> Sweep:

@@ -13,9 +13,9 @@ from typing import Any
 
 from train.folder import RunFolder
 from train.recipe import Recipe
-from train.search import Point
 from tune.config import Sweep, make_searcher
 from tune.journal import Journal, Report, Status, Trial
+from tune.search import Point
 
 FINAL, ERROR, REPORT = "final", "error", "report"
 """Keys of what a trial tells: how it ended, why it broke, or how far it is."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ConfigError
-from train.search import Mode, Outcome, Point, better
+from tune.search import Mode, Outcome, Point, better
 
 NAME = "trials.jsonl"
 

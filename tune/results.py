@@ -16,10 +16,10 @@ from models.errors import ConfigError
 from train import disk
 from train.progress import duration
 from train.recipe import Recipe
-from train.search import Space, Value, better
 from train.space import Choice, Float, Int
 from tune.config import Sweep, domains, trial_config
 from tune.journal import Status, Trial, best
+from tune.search import Space, Value, better
 
 TABLE, BEST, REPORT = "trials.csv", "best.yaml", "report.html"
 PARALLEL, HISTORY = "parallel.png", "history.png"
@@ -108,6 +108,16 @@ def show(sweep: Sweep, trials: Sequence[Trial], stream: TextIO, *, most: int = 2
     for trial in trials:
         if trial.error:
             console.print(f"trial {trial.number} failed: {trial.error}", style="red", markup=False)
+
+
+def verdict(recipe: Recipe[Any], sweep: Sweep, trials: Sequence[Trial]) -> str | None:
+    """Whether the best trial passes the recipe's gates; ``None`` if none ran to its end."""
+    found = best(list(trials), sweep.metric, sweep.mode)
+    if found is None or found.final is None:
+        return None
+    if failed := recipe.failed_gates(found.final):
+        return f"trial {found.number} fails gates of {recipe.name}: {'; '.join(failed)}"
+    return f"trial {found.number} passes the gates of {recipe.name}"
 
 
 def rank(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:

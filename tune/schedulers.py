@@ -13,9 +13,9 @@ from ray.tune import schedulers
 from ray.tune.experiment import Trial as RayTrial
 
 from models.errors import ConfigError
-from train.search import Point, Space, perturb
 from tune.config import Asha, Median, Pbt, Sweep, Watching, watched
 from tune.journal import Report, Status, Trial
+from tune.search import Point, Space, perturb
 
 FAR, VALUE = "far", "watched"
 """Keys of a trial's reports: how far it is, and what the scheduler looks at."""

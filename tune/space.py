@@ -12,8 +12,8 @@ from models.errors import ConfigError
 from train.config import sections, validated
 from train.discover import unknown
 from train.recipe import Config
-from train.search import Point, Space, Value
 from train.space import Choice, Domain, Float, Int
+from tune.search import Point, Space, Value
 
 
 def leaves(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

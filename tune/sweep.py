@@ -60,7 +60,7 @@ def run(
         with closing(Journal(folder)) as journal:
             course = Course(recipe, sweep, journal, watch)
             if not (course.all_assigned or course.out_of_time):
-                with _ray(), _scratch(folder) as scratch:
+                with _ray(groups=sweep.workers > 1), _scratch(folder) as scratch:
                     _check_room(sweep)
                     _fit(recipe, sweep, folder, scratch, course)
                 course.suspend()
@@ -113,7 +113,9 @@ def _fit(recipe: Recipe[Any], sweep: Sweep, folder: Path, scratch: Path, course:
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=count,
-            reuse_actors=True,  # else each trial imports torch anew
+            # Else each trial imports torch anew. A group takes longer to go than Tune waits, and
+            # the trial that was to have its process would be lost without a word.
+            reuse_actors=sweep.workers <= 1,
             trial_name_creator=trials.name,
             trial_dirname_creator=trials.name,
         ),
@@ -233,8 +235,13 @@ _ENVIRON = {
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    """The cluster that ``RAY_ADDRESS`` names, or one of our own on this machine."""
+def _ray(*, groups: bool) -> Iterator[None]:
+    """The cluster that ``RAY_ADDRESS`` names, or one of our own on this machine.
+
+    Args:
+        groups: trials are groups of Ray Train, which learns from the dashboard's state API that
+            a group was stopped from outside. Without it the room of such a group stays taken.
+    """
     os.environ.update(_ENVIRON)
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     # One misses the log files that we have switched off, the other advises Tuner.restore.
@@ -244,7 +251,7 @@ def _ray() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    options = {} if address != "local" else {"include_dashboard": False}
+    options = {} if address != "local" else {"include_dashboard": groups}
     ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     try:
         yield

@@ -36,7 +36,8 @@ from tune.journal import Report
 DONE = "done"
 """Tune's own word for the last report of a trial."""
 PATIENCE_S = 60.0
-"""How long a trial waits for a process of an earlier session that is still going away."""
+"""How long a trial waits for a process of an earlier session that is still going away, or in its
+own for the trial before it that was stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ def trainable(job: Job) -> Callable[[dict[str, Any]], None]:
 
     def trial(config: dict[str, Any]) -> None:
         os.environ.update(environ)
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = f"{PATIENCE_S:g}"
         # Tune moves to a folder of its own; paths of a person start where the person is.
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", os.curdir))
         run(cloudpickle.loads(packed), assignment(tune.get_context().get_trial_name(), config))

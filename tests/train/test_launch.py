@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import tempfile
@@ -23,10 +24,13 @@ from tests.train.toys.duo import Duo
 from tests.train.toys.walk import RECIPE as WALK
 from tests.train.toys.walk import Walk
 from train import history
+from train.__main__ import main as train
 from train.config import Launch, Resources
 from train.events import Event, Reported, RunStarted
 from train.folder import RunFolder
 from train.recipe import Config, Metrics, Recipe, RunContext
+from train.recipes.federated import RECIPE as FEDERATED
+from train.recipes.federated import Federated
 from train.recipes.llm import RECIPE as LLM
 from train.run import Result, run
 
@@ -270,3 +274,96 @@ def test_map_in_this_process_and_on_a_worker(tmp_path: Path) -> None:
         launch = {"resources": Resources(cpus=2)}  # all there is: the tasks take its place
         result = on_ray(recipe, Walk(), tmp_path / str(workers), workers, **launch)
         assert result.metrics == {"sum": 40425.0}
+
+
+def test_m3_fanned_out_has_the_errors_of_one_process(tmp_path: Path) -> None:
+    """As a person asks for it; Theta, smoothing and ARIMA on a part of every group."""
+    series = ["series=24", "chunk=3", "networks=[]", "methods=[theta, ets, arima]"]
+    words = ["timeseries", *(word for each in series for word in ("--set", each))]
+
+    def metrics(name: str, *launch: str) -> dict[str, float]:
+        train(["--out", str(tmp_path / name), *words, *launch])  # its gates are of all series
+        result = RunFolder(tmp_path / name).result()
+        assert result is not None
+        found: dict[str, float] = result["metrics"]
+        return found
+
+    seen = set[int]()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            seen.update(each.pid for each in workers_of_ray("_apply"))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    fanned = metrics("ray", "--workers", "1")
+    stop.set()
+    watcher.join(5)
+    assert seen, "nothing was fanned out"
+    here = metrics("here", "--workers", "0")
+    assert {f"m3_smape_{method}" for method in ("theta", "ets", "arima")} <= here.keys()
+    assert fanned == here
+
+
+class Count:
+    """Remembers what it was told."""
+
+    def __init__(self, begin: int) -> None:
+        self.total = begin
+
+    def add(self, number: int) -> tuple[int, int]:
+        if number < 0:
+            raise ConfigError(f"{number} is wrong")
+        self.total += number
+        return self.total, os.getpid()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_actors_remember_and_one_that_is_lost_begins_anew() -> None:
+    from train.launch import enlisted
+
+    with enlisted(Count, [0, 10, 20]) as counts:
+        first = counts.call("add", {0: (1,), 1: (2,), 2: (3,)})
+        assert {number: total for number, (total, _) in first.items()} == {0: 1, 1: 12, 2: 23}
+        pids = {number: pid for number, (_, pid) in first.items()}
+        assert len(set(pids.values())) == 2, "there are two CPUs"
+        assert pids[0] == pids[2]
+        assert os.getpid() not in pids.values()
+        assert counts.call("add", {2: (1,)}) == {2: (24, pids[0])}
+        with pytest.raises(ConfigError, match="-1 is wrong"):
+            counts.call("add", {1: (-1,)})
+
+        assert counts.call("die", {1: ()}) == {}
+        again = counts.call("add", {0: (1,), 1: (5,)})
+        assert again[0] == (2, pids[0]), "another process was lost, too"
+        assert again[1][0] == 15, "it begins with what it was made of"
+        assert again[1][1] not in pids.values()
+    gone = [psutil.pid_exists(pid) for pid in pids.values()]
+    deadline = time.monotonic() + 30
+    while any(gone) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        gone = [psutil.pid_exists(pid) for pid in pids.values()]
+    assert not any(gone), "they outlived the run"
+
+
+def test_federated_clients_are_actors_and_learn_the_same(tmp_path: Path) -> None:
+    config = Federated(clients=4, rounds=2, epochs=1, batch_size=50, learning_rate=0.02)
+    here = run(FEDERATED, config, folder=RunFolder(tmp_path / "here"))
+    fanned = on_ray(FEDERATED, config, tmp_path / "ray", 1)
+    assert fanned.metrics == here.metrics
+
+
+def test_a_federated_run_survives_the_loss_of_a_process_with_clients(tmp_path: Path) -> None:
+    config = Federated(clients=4, rounds=6, epochs=1, batch_size=50, learning_rate=0.02)
+    killer = kill_one(tmp_path / "ray", "ray::_Keeper", after=2)
+    on_ray(FEDERATED, config, tmp_path / "ray", 1)
+    killer.join(5)
+    assert not killer.is_alive()
+    answers = [each.metrics["answers"] for each in history.read(tmp_path / "ray")]
+    assert len(answers) == 6
+    assert answers[:2] == [4.0, 4.0]
+    assert min(answers) < 4, "nobody was missed"
+    assert answers[-1] == 4, "those who were lost did not come back"

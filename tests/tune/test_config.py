@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from models.errors import ConfigError
 from tests.tune.hill import RECIPE, Hill
+from train.discover import find
 from train.space import Choice, Float, Int
 from tune import space as spaces
 from tune.config import (
@@ -19,12 +20,16 @@ from tune.config import (
     Median,
     domains,
     load_yaml,
+    make_searcher,
     read,
     read_resolved,
     resolve,
     trial_config,
     watched,
 )
+from tune.search import Kind
+
+SWEEPS = Path(__file__).parents[2] / "tune" / "sweeps"
 
 
 def test_what_is_left_open_comes_from_the_recipe() -> None:
@@ -90,6 +95,7 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"search": "bayes"}, "'random', 'grid', 'tpe' or 'gp'"),
     ({"metric": "speed"}, r"its gates \(height\) do not tell the mode"),
     ({"scheduler": "pbt", "search": "gp"}, "pbt searches itself"),
+    ({"scheduler": "pbt", "workers": 2}, "pbt takes trials of one process; leave out workers"),
     ({"search": "grid", "trials": 3}, "grid has 50 points"),
     ({"recipe": "valley"}, "for 'valley', not for 'hill'"),
 ]
@@ -146,3 +152,18 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "b.yaml")
     (tmp_path / "c.yaml").write_text("")
     assert read(tmp_path / "c.yaml") == {}
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_that_are_there_to_start_from_are_whole(path: Path) -> None:
+    document = read(path)
+    recipe = find(document["recipe"])
+    sweep = resolve(recipe, [document])
+    assert sweep.metric == next(iter(recipe.gates))
+    assert make_searcher(recipe, sweep).ask() is not None
+
+
+def test_there_is_one_for_every_searcher_and_scheduler() -> None:
+    sweeps = [resolve(find(each["recipe"]), [each]) for each in map(read, SWEEPS.glob("*.yaml"))]
+    assert {sweep.search.kind for sweep in sweeps} == set(get_args(Kind))
+    assert {sweep.scheduler.kind for sweep in sweeps} == {"none", "asha", "median", "pbt"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,16 +12,18 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import ConfigError
-from tests.tune.hill import RECIPE
+from tests.tune.hill import RECIPE, Hill, height
+from train.recipe import Recipe
+from train.recipes.branin import RECIPE as BRANIN
 from tune import sweep as sweeps
-from tune.config import resolve
+from tune.config import load_yaml, resolve
 from tune.course import Course
 from tune.journal import Status, Trial, read
 
@@ -51,9 +54,11 @@ def two_cpus(short_folder: Path) -> Iterator[None]:
     ray.shutdown()
 
 
-def swept(folder: Path, **document: Any) -> tuple[list[Trial], int]:
+def swept(folder: Path, recipe: Recipe[Any] = RECIPE, **document: Any) -> tuple[list[Trial], int]:
     """The trials, and how many ran at a time at most."""
-    config = {**SHORT, "log": str(folder / "log"), **document.pop("config", {})}
+    if recipe is RECIPE:
+        log = {"log": str(folder / "log")}
+        document["config"] = {**SHORT, **log, **document.get("config", {})}
     most = 0
 
     def watch(course: Course) -> None:
@@ -62,8 +67,8 @@ def swept(folder: Path, **document: Any) -> tuple[list[Trial], int]:
         most = max(most, running)
         course.check_integrity()
 
-    sweep = resolve(RECIPE, [{"search": "random", "config": config, **document}])
-    return sweeps.run(RECIPE, sweep, folder, watch=watch), most
+    sweep = resolve(recipe, [{"search": "random", **document}])
+    return sweeps.run(recipe, sweep, folder, watch=watch), most
 
 
 def steps_taken(folder: Path) -> dict[str, list[int]]:
@@ -115,6 +120,39 @@ def test_asha_takes_fewer_steps(two_cpus: None, tmp_path: Path) -> None:
         assert steps == list(range(1, len(steps) + 1))
         assert (len(steps) == 30) == (trial.status is Status.FINISHED)
     assert sum(map(len, taken.values())) < 0.75 * 9 * 30
+
+
+def test_the_median_rule_stops_who_falls_behind(two_cpus: None, tmp_path: Path) -> None:
+    trials, _ = swept(
+        tmp_path, trials=9, scheduler={"kind": "median", "after": 20}, config={"steps": 30}
+    )
+    status = Counter(trial.status for trial in trials)
+    assert status[Status.STOPPED] >= 2
+    assert status.total() == status[Status.STOPPED] + status[Status.FINISHED]
+    highest = max(trials, key=lambda trial: height(Hill(**top(trial)), 10))
+    assert highest.status is Status.FINISHED
+    taken = steps_taken(tmp_path)
+    for trial in trials:
+        steps = len(taken[f"{trial.number:04d}"])
+        assert (steps == 30) == (trial.status is Status.FINISHED)
+        assert steps >= 30 * 0.2
+
+
+def top(trial: Trial) -> dict[str, Any]:
+    """The part of its values that decides how high it comes."""
+    return {key: trial.point[key] for key in ("pace", "boots")}
+
+
+def test_a_gaussian_process_comes_to_the_bottom_of_branin(two_cpus: None, tmp_path: Path) -> None:
+    """The file is the one that people are told of."""
+    document = load_yaml((ROOT / "tune" / "sweeps" / "branin.yaml").read_text())
+    trials, most = swept(tmp_path / "gp", BRANIN, **document)
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 40
+    assert most == 1
+    lowest = min(trial.value("branin") or math.inf for trial in trials)
+    assert BRANIN.gates["branin"].holds(lowest)
+    chance, _ = swept(tmp_path / "random", BRANIN, trials=40)
+    assert lowest < min(trial.value("branin") or math.inf for trial in chance)
 
 
 def test_pbt_goes_on_from_better_checkpoints_with_other_values(
@@ -186,44 +224,120 @@ def test_a_sweep_out_of_time_can_go_on(two_cpus: None, tmp_path: Path) -> None:
         assert len(steps) <= 42
 
 
-def test_a_killed_sweep_goes_on_and_repeats_nothing_that_had_ended(
-    short_folder: Path, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    config = {"steps": 8, "seconds": 0.25, "log": str(log)}
-    document = {"search": "tpe", "trials": 6, "config": config, "scheduler": "none"}
-    folder = tmp_path / "sweep"
-    words = [sys.executable, "-m", "tests.tune.hill", str(folder), json.dumps(document)]
+Start = Callable[..., subprocess.Popen[bytes]]
 
-    def start(name: str) -> subprocess.Popen[bytes]:
-        temp = short_folder / name
-        return subprocess.Popen(
-            [*words, str(temp)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
-        )
 
-    driver = start("k1")
-    deadline = time.monotonic() + 120
+@pytest.fixture
+def start(short_folder: Path, tmp_path: Path) -> Iterator[Start]:
+    """``start(document)``: a driver on a Ray of its own, for the sweep in ``tmp_path``."""
+    drivers: list[subprocess.Popen[bytes]] = []
+
+    def begin(document: dict[str, Any]) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "tests.tune.hill", str(tmp_path / "sweep")]
+        temp = tempfile.mkdtemp(dir=short_folder)
+        env = {**os.environ, "PYTHONPATH": "."}
+        drivers.append(subprocess.Popen([*words, json.dumps(document), temp], cwd=ROOT, env=env))
+        return drivers[-1]
+
+    yield begin
+    for driver in drivers:
+        if driver.poll() is None:
+            driver.kill()
+            driver.wait()
+
+
+def kill_when(
+    driver: subprocess.Popen[bytes], folder: Path, due: Callable[[list[Trial]], bool]
+) -> list[Trial]:
+    """SIGKILL as soon as the trials are as wanted; how they were then."""
+    deadline = time.monotonic() + 240
     while True:
         assert driver.poll() is None, "it ended by itself"
         assert time.monotonic() < deadline
-        trials = read(folder).trials if folder.exists() else []
-        over = [trial for trial in trials if trial.status is Status.FINISHED]
-        halfway = [trial for trial in trials if not trial.status.over and trial.steps >= 3]
-        if len(over) >= 2 and halfway:
+        if folder.exists() and due(read(folder).trials):
             break
         time.sleep(0.05)
     driver.kill()
     driver.wait()
-    before = {trial.number: trial for trial in read(folder).trials}
-    ended = {f"{number:04d}" for number, trial in before.items() if trial.status.over}
+    return read(folder).trials
 
-    assert start("k2").wait(timeout=150) == 0
+
+def test_a_killed_sweep_goes_on_and_repeats_nothing_that_had_ended(
+    start: Start, tmp_path: Path
+) -> None:
+    config = {"steps": 8, "seconds": 0.25, "log": str(tmp_path / "log")}
+    document = {"search": "tpe", "trials": 6, "config": config, "scheduler": "none"}
+    folder = tmp_path / "sweep"
+
+    def due(trials: list[Trial]) -> bool:
+        over = [trial for trial in trials if trial.status is Status.FINISHED]
+        halfway = [trial for trial in trials if not trial.status.over and trial.steps >= 3]
+        return len(over) >= 2 and bool(halfway)
+
+    before = kill_when(start(document), folder, due)
+    ended = {f"{trial.number:04d}" for trial in before if trial.status.over}
+
+    assert start(document).wait(timeout=150) == 0
     trials = read(folder).trials
     assert [trial.status for trial in trials] == [Status.FINISHED] * 6
-    for number, trial in before.items():
-        assert trials[number].point == trial.point
+    for trial in before:
+        assert trials[trial.number].point == trial.point
         if trial.status.over:
-            assert trials[number].final == trial.final
+            assert trials[trial.number].final == trial.final
     for name, steps in steps_taken(tmp_path).items():
         assert sorted(set(steps)) == list(range(1, 9)), "a step was left out"
         assert len(steps) <= (8 if name in ended else 10), "it began at the beginning"
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_population_goes_on_with_the_values_that_it_had_come_to(
+    start: Start, tmp_path: Path
+) -> None:
+    config = {"steps": 20, "seconds": 0.2, "log": str(tmp_path / "log")}
+    document = {"trials": 4, "config": config, "scheduler": {"kind": "pbt", "every": 20}}
+    folder = tmp_path / "sweep"
+
+    def due(trials: list[Trial]) -> bool:
+        """Somebody has gone on with copied values for a while, and has not ended."""
+        return any(
+            trial.turn and not trial.status.over and Counter(begun(trial))[trial.turn] >= 2
+            for trial in trials
+        )
+
+    def begun(trial: Trial) -> list[int]:
+        """Turns of the steps that were taken."""
+        names = (line.split()[0] for line in (tmp_path / "log").read_text().splitlines())
+        own = [name.split("-") for name in names if name.startswith(f"{trial.number:04d}")]
+        return [int(rest[0]) if rest else 0 for _, *rest in own]
+
+    before = kill_when(start(document), folder, due)
+    already = len((tmp_path / "log").read_text().splitlines())
+    latest = max(trial.turn for trial in before)
+    assert start(document).wait(timeout=240) == 0
+
+    trials = read(folder).trials
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 4
+    again: dict[str, list[int]] = defaultdict(list)
+    for line in (tmp_path / "log").read_text().splitlines()[already:]:
+        name, step, _ = line.split()
+        again[name].append(int(step))
+    for old, new in zip(before, trials, strict=True):
+        if new.turn == old.turn:
+            assert new.point == old.point
+        else:
+            assert new.turn > latest, "a number of a turn was given twice"
+        if old.status.over:
+            assert new.final == old.final
+            assert not any(name.startswith(f"{old.number:04d}") for name in again), "run again"
+    for steps in steps_taken(tmp_path).values():
+        assert sorted(set(steps)) == list(range(steps[0], max(steps) + 1)), "a step was left out"
+    for old in before:
+        name = f"{old.number:04d}" + (f"-{old.turn}" if old.turn else "")
+        if old.steps > 2 and name in again:
+            assert again[name][0] >= old.steps, "it began at the beginning"
+    for trial in trials:
+        name = f"{trial.number:04d}" + (f"-{trial.turn}" if trial.turn else "")
+        assert (
+            f"pace: {trial.point['pace']!r}"
+            in (folder / "trials" / name / "config.yaml").read_text()
+        )

@@ -77,6 +77,15 @@ def test_the_table_has_a_line_a_trial(swept: tuple[Sweep, list[Trial]]) -> None:
     assert "trial 5 failed: fell, [badly]" in lines[5]
 
 
+def test_the_best_trial_is_held_against_the_gates(swept: tuple[Sweep, list[Trial]]) -> None:
+    sweep, trials = swept
+    assert results.verdict(RECIPE, sweep, trials) == "trial 1 passes the gates of hill"
+    assert results.verdict(RECIPE, sweep, [trials[0], trials[2]]) == (
+        "trial 2 fails gates of hill: height is 0.7, expected >= 0.9 (the valley: 0)"
+    )
+    assert results.verdict(RECIPE, sweep, trials[4:6]) is None, "none ran to its end"
+
+
 def test_plots_need_no_network(swept: tuple[Sweep, list[Trial]], tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     pytest.importorskip("matplotlib")

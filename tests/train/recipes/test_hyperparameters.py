@@ -1,68 +1,68 @@
-"""The quality of the tuner: Branin's function, nested cross-validation, the smoke run."""
+"""One point of the search: cross-validation by hand, and nothing learned from what is held out."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.svm import SVC
 
 from models.predictors import svc
 from train.context import Context
-from train.recipes.hyperparameters import RECIPE, Hyperparameters, branin
-from train.search import searcher
-from train.space import Float
+from train.events import Reported
+from train.recipes.hyperparameters import RECIPE, Hyperparameters, parts
+
+DIGITS = load_digits()
+FEATURES, LABELS = DIGITS.data[:400], DIGITS.target[:400]
 
 
-def test_branin_has_its_three_published_minima() -> None:
-    for x, y in ((-math.pi, 12.275), (math.pi, 2.275), (9.42478, 2.475)):
-        assert branin({"x": x, "y": y}) == pytest.approx(0.397887, abs=1e-5)
-        for dx, dy in ((0.1, 0), (-0.1, 0), (0, 0.1), (0, -0.1)):
-            assert branin({"x": x + dx, "y": y + dy}) > 0.397887
-
-
-def test_a_run_gives_what_it_measured_and_the_classifier_it_searched(tmp_path: Path) -> None:
-    config = Hyperparameters(
-        search="tpe", branin_trials=25, svc_trials=4, folds=2, inner_folds=2, samples=400
-    )
-    metrics = RECIPE.run(config, Context(out=tmp_path / "a"))
-    assert metrics["branin"] < 10
-    # Half of the digits are little to learn from, but every one is predicted by the other half.
-    assert 0.7 < metrics["svc_accuracy"] < 1
-    assert metrics["svc_accuracy"] * 400 == pytest.approx(round(metrics["svc_accuracy"] * 400))
-    model = svc.load(tmp_path / "a" / "artifact")
-    assert model.gamma == metrics["svc_gamma"]
-    digits = load_digits()
-    said = model.predict_batch([{"features": row} for row in digits.data[400:600].tolist()])
-    right = [
-        isinstance(answer, dict) and answer["label"] == label
-        for answer, label in zip(said, digits.target[400:600], strict=True)
-    ]
-    assert np.mean(right) > 0.8
-    assert model.predict_batch(RECIPE.sample)[0] == {"label": 1, "votes": [*_votes(model)]}
+def test_a_run_is_the_cross_validation_of_its_point_fold_by_fold(tmp_path: Path) -> None:
+    config = Hyperparameters(C=2.0, gamma=5e-4, folds=4, samples=400)
+    reports: list[Reported] = []
+    context = Context(out=tmp_path / "a", on_report=lambda report, save: reports.append(report))
+    metrics = RECIPE.run(config, context)
+    folds = StratifiedKFold(4, shuffle=True, random_state=0)
+    expected = cross_val_score(SVC(C=2.0, gamma=5e-4), FEATURES, LABELS, cv=folds)  # equal folds
+    assert metrics["svc_accuracy"] == pytest.approx(expected.mean())
+    told = [report.metrics["svc_accuracy"] for report in reports]
+    assert told == pytest.approx([expected[: n + 1].mean() for n in range(4)])
+    assert [(report.step, report.total) for report in reports] == [(n, 4) for n in range(1, 5)]
     assert RECIPE.run(config, Context(out=tmp_path / "b")) == metrics
 
 
-def _votes(model: svc.Svc) -> list[int]:
-    return model.votes(np.asarray([RECIPE.sample[0]["features"]], dtype=np.float64))[0].tolist()
+def test_what_is_held_out_is_in_no_fold_and_not_in_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Hyperparameters(folds=4, samples=400, held_out=2)
+    _, held_out = parts(LABELS, 4, config.seed)[2]
+    before = RECIPE.run(config, Context(out=tmp_path / "a"))
+    model = svc.load(tmp_path / "a" / "artifact")
+    said = model.predict_batch([{"features": row} for row in FEATURES[held_out].tolist()])
+    right = [
+        isinstance(answer, dict) and answer["label"] == label
+        for answer, label in zip(said, LABELS[held_out], strict=True)
+    ]
+    assert before["held_out_accuracy"] == np.mean(right) > 0.8
+
+    spoilt = load_digits()
+    spoilt.data[held_out] = 16 - spoilt.data[held_out]
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: spoilt)
+    after = RECIPE.run(config, Context(out=tmp_path / "b"))
+    assert after.pop("held_out_accuracy") < 0.5  # type: ignore[attr-defined]
+    assert after == {name: before[name] for name in after}
 
 
-def test_random_search_is_measured_by_the_same_rules(tmp_path: Path) -> None:
-    config = Hyperparameters(
-        search="random", branin_trials=5, svc_trials=2, folds=2, inner_folds=2, samples=200
-    )
-    metrics = RECIPE.run(config, Context(out=tmp_path))
-    assert metrics["branin"] == metrics["branin_random"]
-    assert metrics["svc_accuracy"] == metrics["svc_accuracy_random"]
+def test_the_artifact_of_a_whole_run_has_learned_from_all_digits(tmp_path: Path) -> None:
+    metrics = RECIPE.run(Hyperparameters(folds=2, samples=400), Context(out=tmp_path))
+    assert "held_out_accuracy" not in metrics
+    model = svc.load(tmp_path / "artifact")
+    fitted = SVC(C=10.0, gamma=1e-3).fit(FEATURES, LABELS)
+    assert metrics["support_vectors"] == len(model.vectors) == len(fitted.support_vectors_)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_the_gaussian_process_comes_to_the_bottom_of_branin(seed: int) -> None:
-    from train.search import search
-
-    space = {"x": Float(low=-5, high=10), "y": Float(low=0, high=15)}
-    best = search(searcher("gp", space, mode="min", seed=seed), branin, 40)[1]
-    assert best <= 0.41
+def test_a_part_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"held_out is one of 0 … 4 \(given: 5\)"):
+        Hyperparameters(held_out=5)

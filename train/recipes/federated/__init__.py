@@ -2,7 +2,7 @@
 
 __init__.py  what a person may set, and the recipe
 rounds.py    the server: who is in a round, sum, step, checkpoint
-client.py    one client's work in one round, a stateless function
+client.py    a client: an actor that keeps its images and its secrets
 secure.py    secure aggregation
 privacy.py   clipping, noise and what they cost
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,10 @@ from torch.nn import functional
 from models.predictors import image
 from train.data import digits
 from train.data.digits import Digits
-from train.recipe import Metrics, RunContext
+from train.recipe import Actors, Metrics, RunContext
 from train.recipes.federated import Federated, client, privacy, secure
-from train.recipes.federated.client import Work
-from train.recipes.federated.secure import Member, Pads, Ring
+from train.recipes.federated.client import Client, Work
+from train.recipes.federated.secure import PublicKeys, Ring
 
 _SHARDS, _DRAW, _LOSE, _TRAIN, _NOISE = range(5)
 """Streams of random numbers: seed, stream, round, client. A resumed run draws the same ones."""
@@ -38,19 +40,20 @@ def run(config: Federated, context: RunContext) -> Metrics:
         weights, done = _resume(context.checkpoint)
     client.fill(net, weights)
     metrics = evaluate(config, net, data, done)
-    for number in range(done, config.rounds):
-        works, members = plan(config, number, weights, parts, data.train_images, data.train_labels)
-        step = collect(config, works, members, context)
-        if step is not None:
-            weights = (weights + step).astype(np.float32)
-        client.fill(net, weights)
-        metrics = evaluate(config, net, data, number + 1)
-        context.report(
-            {**metrics, "answers": float(len(works))},
-            step=number + 1,
-            total=config.rounds,
-            checkpoint=partial(_save, weights=weights, done=number + 1),
-        )
+    sizes = [len(part) for part in parts]
+    with context.actors(partial(Client, config), list(enumerate(parts))) as clients:
+        for number in range(done, config.rounds):
+            step, answers = learn(config, number, weights, sizes, clients)
+            if step is not None:
+                weights = (weights + step).astype(np.float32)
+            client.fill(net, weights)
+            metrics = evaluate(config, net, data, number + 1)
+            context.report(
+                {**metrics, "answers": float(answers)},
+                step=number + 1,
+                total=config.rounds,
+                checkpoint=partial(_save, weights=weights, done=number + 1),
+            )
     image.save(context.artifact, net)
     return metrics
 
@@ -67,85 +70,93 @@ def shards(labels: NDArray[np.int64], config: Federated) -> list[NDArray[np.int6
     return [np.concatenate([pieces[i] for i in row]) for row in order]
 
 
-def plan(
+def draw(config: Federated, number: int) -> tuple[list[int], list[int]]:
+    """Who is in a round, and who of them will answer."""
+    drawing = _generator(config, config.noise > 0, _DRAW, number)
+    drawn = np.flatnonzero(drawing.random(config.clients) < config.rate).tolist()
+    losing = np.random.default_rng((config.seed, _LOSE, number))
+    staying = losing.random(config.clients) >= config.dropout
+    return drawn, [index for index in drawn if staying[index]]
+
+
+def learn(
     config: Federated,
     number: int,
     weights: NDArray[np.float32],
-    parts: list[NDArray[np.int64]],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-) -> tuple[dict[int, Work], dict[int, Member]]:
-    """The work of those who will answer in a round, and everyone who was drawn for it.
+    sizes: list[int],
+    clients: Actors,
+) -> tuple[NDArray[np.float64] | None, int]:
+    """The mean update of a round, and how many answered; ``None`` if too many are gone.
 
-    The members' secrets are made anew each time, and leave no trace in the sum; only members
-    and their work hold them.
+    Args:
+        sizes: how many images each client has.
     """
-    private = config.noise > 0
-    drawing = _generator(config, private, _DRAW, number)
-    drawn = np.flatnonzero(drawing.random(config.clients) < config.rate).tolist()
-    if len(drawn) < FEWEST:
-        return {}, {}
+    drawn, staying = draw(config, number)
     least = threshold(len(drawn))
-    losing = np.random.default_rng((config.seed, _LOSE, number))
-    staying = losing.random(config.clients) >= config.dropout
-    members = {index: Member(index) for index in drawn}
-    pads: dict[int, Pads] = {}
-    if config.secure:
-        keys = {index: member.keys() for index, member in members.items()}
-        letters = {index: member.deal(keys, least) for index, member in members.items()}
-        for index, member in members.items():
-            member.receive({i: sent[index] for i, sent in letters.items() if i != index})
-            pads[index] = member.pads()
-    most = max(len(part) for part in parts)
+    if len(drawn) < FEWEST or len(staying) < least:
+        return None, len(staying)
+    keys = introduce(clients, drawn, least) if config.secure else {}
+    if keys is None:
+        return None, 0
     works = {
-        index: Work(
-            net=image.ARCHITECTURE,
-            weights=weights,
-            images=images[parts[index]],
-            labels=labels[parts[index]],
-            seed=(config.seed, _TRAIN, number, index),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            proximal=config.proximal,
-            members=len(drawn),
-            # A client with more images has more to say, unless its weight would tell on it.
-            share=1.0 if private else len(parts[index]) / most,
-            clip=config.clip,
-            noise=config.noise,
-            least=least,
-            noise_seed=None
-            if config.noise_seed is None
-            else (config.noise_seed, _NOISE, number, index),
-            pads=pads.get(index),
+        index: (
+            Work(
+                net=image.ARCHITECTURE,
+                weights=weights,
+                seed=(config.seed, _TRAIN, number, index),
+                members=len(drawn),
+                # A client with more images has more to say, unless its weight would tell on it.
+                share=1.0 if config.noise else sizes[index] / max(sizes),
+                least=least,
+                noise_seed=None
+                if config.noise_seed is None
+                else (config.noise_seed, _NOISE, number, index),
+            ),
         )
-        for index in drawn
-        if staying[index]
+        for index in staying
     }
-    return works, members
+    answers = _ask(clients, "answer", works)
+    if len(answers) < least:
+        return None, len(answers)
+    if config.secure:
+        opened = _ask(clients, "open", {index: (list(answers),) for index in answers})
+        if len(opened) < least:
+            return None, len(answers)
+        total = secure.unmask(answers, keys, opened.values(), least)
+    else:
+        total = _add(answers)
+    values = secure.decode(total)
+    # A private mean divides by a number that does not depend on who takes part.
+    divisor = config.rate * config.clients if config.noise else values[-1]
+    return values[:-1] / divisor, len(answers)
+
+
+def introduce(clients: Actors, drawn: list[int], least: int) -> Mapping[int, PublicKeys] | None:
+    """Everyone's public keys, when every member has a letter of every other.
+
+    The letters pass through the server's hands, which can open none. ``None``: somebody was
+    lost on the way, before anyone was trained; the round is given up.
+    """
+    keys = _ask(clients, "keys", dict.fromkeys(drawn, ()))
+    if len(keys) < len(drawn):
+        return None
+    sent = _ask(clients, "deal", dict.fromkeys(drawn, (keys, least)))
+    if len(sent) < len(drawn):
+        return None
+    got = {index: {i: sent[i][index] for i in drawn if i != index} for index in drawn}
+    received = _ask(clients, "receive", {index: (got[index],) for index in drawn})
+    return keys if len(received) == len(drawn) else None
+
+
+def _ask(clients: Actors, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+    """The answers there are, in the order of the clients."""
+    found = clients.call(method, arguments)
+    return {index: found[index] for index in arguments if found.get(index) is not None}
 
 
 def threshold(members: int) -> int:
     """Two thirds: a third may be lost in a round."""
     return max(members // 2 + 1, math.ceil(2 * members / 3))
-
-
-def collect(
-    config: Federated, works: dict[int, Work], members: dict[int, Member], context: RunContext
-) -> NDArray[np.float64] | None:
-    """The mean update of a round; ``None`` if too many are gone."""
-    if not members or len(works) < threshold(len(members)):
-        return None
-    answers = dict(zip(works, context.map(client.answer, list(works.values())), strict=True))
-    if config.secure:
-        opened = [members[index].open(works.keys()) for index in works]
-        keys = {index: member.keys() for index, member in members.items()}
-        total = secure.unmask(answers, keys, opened, threshold(len(members)))
-    else:
-        total = _add(answers)
-    values = secure.decode(total)
-    # A private mean divides by a number that does not depend on who takes part.
-    return values[:-1] / (config.rate * config.clients if config.noise else values[-1])
 
 
 def evaluate(config: Federated, net: nn.Module, data: Digits, done: int) -> dict[str, float]:

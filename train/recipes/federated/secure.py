@@ -71,7 +71,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pads:
-    """A member's secrets for step 3: small, so that they travel with the work to a worker."""
+    """A member's secrets for step 3."""
 
     own: bytes
     added: tuple[bytes, ...]

@@ -239,25 +239,6 @@ def searcher(kind: Kind, space: Space, *, mode: Mode, seed: int = 0, points: int
             )
 
 
-def search(
-    searcher: Searcher, objective: Callable[[Point], float], trials: int
-) -> tuple[Point, float]:
-    """Ask, run and tell ``trials`` times, one after the other; the best point and its value."""
-    best: tuple[Point, float] | None = None
-    for _ in range(trials):
-        proposal = searcher.ask()
-        if proposal is None:
-            break
-        value = objective(proposal.point)
-        finite = math.isfinite(value)
-        searcher.tell(proposal.number, Outcome(value=value if finite else None))
-        if finite and (best is None or better(value, best[1], searcher.mode)):
-            best = proposal.point, value
-    if best is None:
-        raise ValueError("no trial gave a finite value")
-    return best
-
-
 def better(value: float, than: float, mode: Mode) -> bool:
     return value > than if mode == "max" else value < than
 
