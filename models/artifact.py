@@ -174,7 +174,7 @@ def seal(folder: Path, facts: Facts, *, keys: Keys | None = None) -> Manifest:
     """
     keys = Keys.of() if keys is None else keys
     if facts.loader is not None:
-        _check_loader(facts.loader, str(folder))
+        check_loader(facts.loader, str(folder))
     for name in (MANIFEST, SIGNATURE):
         (folder / name).unlink(missing_ok=True)
         durable.partial(folder / name).unlink(missing_ok=True)
@@ -271,7 +271,7 @@ def load(folder: Path, *, keys: Keys | None = None) -> Predictor:
 
 
 def _loader(name: str, called: str) -> Any:
-    _check_loader(name, called)
+    check_loader(name, called)
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
@@ -285,7 +285,8 @@ def _loader(name: str, called: str) -> Any:
     raise ConfigError(f"{called}: this version has no loader {name}; update, or train it anew")
 
 
-def _check_loader(name: str, called: str) -> None:
+def check_loader(name: str, called: str) -> None:
+    """Raises ConfigError: it is not in ``LOADERS``."""
     if _LOADER.fullmatch(name) is None:
         raise ConfigError(
             f"{called}: its loader is {name!r}; expected {LOADERS}.FILE:FUNCTION, "

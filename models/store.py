@@ -359,9 +359,11 @@ class Store:
         except PlatformError:
             raise
         except ImportError as error:
-            raise ConfigError(
-                f"{self.called}: needs a package that is not here ({error})"
-            ) from None
+            if self.url.startswith(("s3://", "s3a://")):
+                needs = "pip install 'frontier-run[s3]'"
+            else:  # fsspec names the package
+                needs = "a package that is not here"
+            raise ConfigError(f"{self.called}: needs {needs} ({error})") from None
         except ValueError as error:  # fsspec: unknown protocol
             raise ConfigError(f"{self.called}: is no place for artifacts ({error})") from None
         except (PermissionError, NotADirectoryError) as error:

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
+from models.artifact import check_loader
 from models.errors import ConfigError
 from train import recipes as package
 from train.recipe import Recipe
@@ -36,6 +37,8 @@ def discover() -> Found:
             recipe = importlib.import_module(name).RECIPE
             if not isinstance(recipe, Recipe):
                 raise TypeError(f"RECIPE is {type(recipe).__name__}, expected train.recipe.Recipe")
+            if recipe.loader is not None:
+                check_loader(recipe.loader, recipe.name)
             if recipe.name in recipes:
                 raise ValueError(f"another module has a recipe {recipe.name!r}, too")
         except Exception as error:  # anything may go wrong in a file that somebody is writing

@@ -193,6 +193,12 @@ class Recipe(Generic[C]):
     data: str = ""
     """Where the data comes from and under which licence, for the data card."""
 
+    @property
+    def loader(self) -> str | None:
+        """``load`` as a manifest names it."""
+        load: Any = self.load
+        return None if load is None else f"{load.__module__}:{load.__qualname__}"
+
     def failed_gates(self, metrics: Metrics) -> list[str]:
         """One line for each gate that ``metrics`` do not pass; a missing metric fails."""
         lines = []

@@ -289,7 +289,7 @@ def _seal(
         artifact.Facts(
             name=recipe.name,
             kind=recipe.kind,
-            loader=loader_name(recipe),
+            loader=recipe.loader,
             metrics=metrics,
             gates=gates,
             config=task.config.model_dump(mode="json"),
@@ -309,12 +309,6 @@ def _seal(
             parents=parents,
         ),
     )
-
-
-def loader_name(recipe: Recipe[Any]) -> str | None:
-    """``recipe.load`` as a manifest names it."""
-    load: Any = recipe.load
-    return None if load is None else f"{load.__module__}:{load.__qualname__}"
 
 
 def _ended(folder: RunFolder, result: Mapping[str, Any]) -> Result:

@@ -16,7 +16,7 @@ import httpx
 from deployments.evaluation.client import Client
 from deployments.evaluation.golden import GoldenSet
 from deployments.evaluation.run import Load, measure
-from deployments.evaluation.served import identifier
+from deployments.evaluation.served import candidate
 from models.errors import PlatformError
 from models.promotion import Measurements
 
@@ -66,10 +66,10 @@ async def _measure(given: argparse.Namespace) -> Measurements:
     limits = httpx.Limits(max_connections=given.concurrency)
     async with (
         httpx.AsyncClient(base_url=given.url, timeout=given.timeout, limits=limits) as http,
-        identifier(given.model, given.artifact) as identify,
+        candidate(given.model, given.artifact) as asked,
     ):
-        client = Client(http, given.model, max_tokens=given.max_tokens)
-        return await measure(client, golden, load, identify, report=_progress)
+        client = Client(http, asked.model, max_tokens=given.max_tokens)
+        return await measure(client, golden, load, asked.identify, report=_progress)
 
 
 def _progress(done: int, of: int) -> None:

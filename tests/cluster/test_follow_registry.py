@@ -3,92 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from deployments.launcher.background import Served
-from models import artifact
-from models.artifact import Facts
-from models.predictors import image
-from models.registry import open_registry
-from models.store import Store
-from tests import tiny_models
-from tests.cluster.conftest import serving, tiny_args, wait_until
-from tests.engines import adapters
+from tests.cluster import registered
+from tests.cluster.conftest import serving
+from tests.cluster.registered import ADAPTERS, BLANK, PREDICT, answer, chat, predicted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 FOLLOWED_WITHIN_S = 5.0
 """How soon all replicas do as the registry says."""
-ADAPTERS = "/admin/v1/models/tiny/adapters"
-BLANK = [[0, 0, 0, 0]] * 4
-
-
-def register(folder: Path, facts: Facts) -> None:
-    manifest = artifact.seal(folder, facts)
-
-    async def add() -> None:
-        async with open_registry() as registry:
-            await registry.register(manifest, Store().publish(folder), by="test")
-
-    asyncio.run(add())
-
-
-async def point(name: str, number: int) -> None:
-    """Make a version the champion."""
-    async with open_registry() as registry:
-        await registry.promote(
-            f"{name}@{number}", "champion", expected=None, by="test", approve=True
-        )
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Two replicas each of a tiny model and a tiny network; two versions each of what they follow.
-
-    ``poet`` is an adapter of ``tiny``, ``eye`` the artifact behind ``eyes``.
-    """
+    """Two replicas of each model, which follow the registry as often as they do by default."""
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRONTIER_HOME", str(folder / "home"))
-        base = tiny_models.make("llama", folder / "base", context=512)
-        for seed in (1, 2):
-            layers = adapters.LAYERS["llama"]
-            poet = adapters.make(
-                base, folder / f"poet{seed}", seed=seed, target_modules=layers, r=4, lora_alpha=32
-            )
-            register(poet, Facts(name="poet", kind="causal-lm"))
-            eye = folder / f"eye{seed}"
-            eye.mkdir()
-            small = image.Architecture(channels=(2,), hidden=4, classes=3, height=4, width=4)
-            image.save(eye, image.build(small, seed=seed), small)
-            facts = Facts(name="eye", kind="classifier", loader="models.predictors.image:load")
-            register(eye, facts)
-        asyncio.run(point("poet", 1))
-        asyncio.run(point("eye", 1))
-        args = tiny_args(base, replicas=2, slots=8)
-        args["models"]["eyes"] = {
-            "task": "predict",
-            "source": "registry:eye@champion",
-            "replicas": {"min": 2, "max": 2, "cpus": 0, "drain_s": 1},
-        }
-        args["registry"] = {"refresh_s": 1, "heartbeat_s": 5}
-        with serving(args, folder) as platform:
+        with serving(registered.poet_and_eye(folder, replicas=2), folder) as platform:
             yield platform
 
 
 Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
-
-
-def chat(model: str) -> dict[str, Any]:
-    return {"model": model, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
 
 
 def asking(model: str) -> Ask:
@@ -96,14 +42,7 @@ def asking(model: str) -> Ask:
 
 
 def predicting() -> Ask:
-    return lambda http: http.post("/v1/models/eyes/predict", json={"inputs": [BLANK] * 3})
-
-
-def answer(platform: Served, model: str) -> str:
-    response = httpx.post(f"{platform.url}/v1/completions", json=chat(model), timeout=60)
-    assert response.status_code == 200, response.text
-    said: str = response.json()["choices"][0]["text"]
-    return said
+    return lambda http: http.post(PREDICT, json={"inputs": [BLANK] * 3})
 
 
 @dataclass
@@ -145,7 +84,7 @@ async def test_a_predictor_is_exchanged_under_load(platform: Served) -> None:
     async with Load(platform, predicting()) as load:
         await asyncio.sleep(1)
         moved = time.monotonic()
-        await point("eye", 2)
+        await registered.point("eye", 2)
         await asyncio.sleep(FOLLOWED_WITHIN_S + 2)
     assert load.failed == []
     assert load.answers()[0]["data"]["version"] == "eye@1"
@@ -160,9 +99,7 @@ async def test_a_predictor_is_exchanged_under_load(platform: Served) -> None:
 
 
 def test_the_input_at_fault_is_named(platform: Served) -> None:
-    answered = httpx.post(
-        f"{platform.url}/v1/models/eyes/predict", json={"inputs": [BLANK, [1, 2]]}, timeout=30
-    )
+    answered = httpx.post(platform.url + PREDICT, json={"inputs": [BLANK, [1, 2]]}, timeout=30)
     error = answered.json()["error"]
     assert (answered.status_code, error["details"]["param"]) == (400, "inputs[1]")
 
@@ -173,7 +110,7 @@ async def test_an_adapter_is_exchanged_under_load(platform: Served) -> None:
     async with Load(platform, asking("tiny:poet")) as load:
         await asyncio.sleep(1)
         moved = time.monotonic()
-        await point("poet", 2)
+        await registered.point("poet", 2)
         await asyncio.sleep(FOLLOWED_WITHIN_S + 2)
     assert load.failed == []
     assert load.answers()[0]["choices"][0]["text"] == first
@@ -197,23 +134,27 @@ async def test_published_by_http_under_load(platform: Served) -> None:
     assert late == {first}
 
 
-def test_published_listed_and_withdrawn(platform: Served) -> None:
-    with httpx.Client(base_url=platform.url, timeout=60) as http:
+async def test_published_listed_and_withdrawn_under_load(platform: Served) -> None:
+    async with httpx.AsyncClient(base_url=platform.url, timeout=60) as http:
         body = {"name": "bard", "source": "registry:poet@2"}
-        assert http.post(ADAPTERS, json=body).status_code == 200
-        assert answer(platform, "tiny:bard") == answer(platform, "tiny:poet@2")
-        listed = [adapter["id"] for adapter in http.get(ADAPTERS).json()["data"]["adapters"]]
-        assert listed == ["tiny:bard", "tiny:poet"]
-        models = [model["id"] for model in http.get("/v1/models").json()["data"]]
-        assert models == ["eyes", "tiny", "tiny:bard", "tiny:poet"]
-        assert http.delete(f"{ADAPTERS}/bard").status_code == 200
-        wait_until(
-            lambda: http.post("/v1/completions", json=chat("tiny:bard")).status_code == 404,
-            timeout_s=FOLLOWED_WITHIN_S,
-            what="the end of tiny:bard",
-        )
-        refused = http.post(ADAPTERS, json={"name": "eye"})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "INVALID_INPUT")
+        assert (await http.post(ADAPTERS, json=body)).status_code == 200
+        listed = (await http.get(ADAPTERS)).json()["data"]["adapters"]
+        assert [adapter["id"] for adapter in listed] == ["tiny:bard", "tiny:poet"]
+        models = (await http.get("/v1/models")).json()["data"]
+        assert [each["id"] for each in models] == ["eyes", "tiny", "tiny:bard", "tiny:poet"]
+        async with Load(platform, asking("tiny:bard")) as load:
+            await asyncio.sleep(1)
+            assert load.failed == []
+            assert (await http.delete(f"{ADAPTERS}/bard")).status_code == 200
+            withdrawn = time.monotonic()
+            await asyncio.sleep(FOLLOWED_WITHIN_S + 2)
+        refused = await http.post(ADAPTERS, json={"name": "eye"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "INVALID_INPUT")
+    poem = await asyncio.to_thread(answer, platform, "tiny:poet@2")
+    assert {body["choices"][0]["text"] for body in load.answers()} == {poem}
+    assert load.answers(since=withdrawn + FOLLOWED_WITHIN_S) == [], "no replica has it any more"
+    assert load.failed, "they went on asking"
+    assert {json.loads(text)["error"]["code"] for text in load.failed} == {"NOT_FOUND"}
 
 
 def test_only_this_machine_may_change_it(platform: Served) -> None:
@@ -230,8 +171,5 @@ def test_adapters_and_predictors_survive_their_replicas(platform: Served) -> Non
         for process in platform.replicas(name):
             process.send_signal(signal.SIGKILL)
     assert answer(platform, "tiny:poet") == poem  # waits; the client does nothing
-    answered = httpx.post(
-        f"{platform.url}/v1/models/eyes/predict", json={"inputs": [BLANK]}, timeout=60
-    )
-    assert answered.status_code == 200, answered.text
-    assert answered.json()["data"]["version"] == "eye@2"
+    version, _ = predicted(platform)
+    assert version == "eye@2"

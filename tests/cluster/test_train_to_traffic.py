@@ -17,9 +17,11 @@ from deployments.launcher.background import REPOSITORY, Served
 from tests import tiny_models
 from tests.cluster.conftest import serving, tiny_args, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 QUESTION, WORD = "What is the word?", "xyzzy"
+HALF, MORE = WORD[:3], f"{WORD}!"
+"""What a worse model says, and one that is as good."""
 SEEN_WITHIN_S = 5.0
 """How soon all replicas follow the registry."""
 
@@ -28,15 +30,15 @@ def test_from_data_to_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
     base = tiny_models.make("llama", tmp_path / "base", context=512)
     args = tiny_args(base, replicas=2, slots=8)
-    args["registry"] = {"refresh_s": 1, "heartbeat_s": 5}
+    args["registry"] = {"heartbeat_s": 5}
     with serving(args, tmp_path) as platform:
         wait_until(lambda: len(platform.replicas("tiny")) == 2, timeout_s=60, what="both replicas")
         replicas = [process.pid for process in platform.replicas("tiny")]
-        train(platform, base, tmp_path)
+        submit(platform, *training(base, tmp_path, WORD))
         assert ask(platform, "tiny:parrot").status_code == 404, "nobody has promoted it"
 
-        measurements = evaluate(platform, tmp_path)
-        promote("parrot@candidate", measurements, tmp_path)
+        told = promote("parrot@1", measured(platform, tmp_path, 1, quality=1.0))
+        assert "passed   no worse than the champion: there is no champion yet" in told
         wait_until(
             lambda: ask(platform, "tiny:parrot").status_code == 200,
             timeout_s=SEEN_WITHIN_S,
@@ -44,47 +46,80 @@ def test_from_data_to_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         )
         assert WORD in answer(platform, "tiny:parrot")
         assert WORD not in answer(platform, "tiny")
-        assert [process.pid for process in platform.replicas("tiny")] == replicas
+        names = ["tiny", "tiny:parrot", "tiny:parrot@candidate"]
+        wait_until(lambda: listed(platform) == names, timeout_s=SEEN_WITHIN_S, what="its name")
 
-        listed = httpx.get(f"{platform.url}/v1/models", timeout=10).json()["data"]
-        names = [model["id"] for model in listed]
-        assert names == ["tiny", "tiny:parrot", "tiny:parrot@candidate"]
-        wait_until(lambda: "served by tiny:parrot" in lineage(), timeout_s=30, what="a heartbeat")
+        # A worse one is told by how much, and the champion stays.
+        python(*training(base, tmp_path, HALF))
+        told = promote("parrot@2", measured(platform, tmp_path, 2, quality=0.5), code=1)
+        assert (
+            "REJECTED no worse than the champion: score -0.5000, 95% interval [-1.0000, +0.0000]"
+            " over 2 pairs, expected no lower end below -0.02"
+        ) in told
+        assert "passed   quality: 0.5, expected at least 0.5" in told
+        assert "passed   training: perplexity_ratio" in told
+        assert WORD not in answer(platform, "tiny:parrot@2")
+        assert WORD in answer(platform, "tiny:parrot")
+
+        # One that is as good takes over, in the engines that run.
+        python(*training(base, tmp_path, MORE))
+        told = promote("parrot@3", measured(platform, tmp_path, 3, quality=1.0))
+        assert "passed   no worse than the champion: score +0.0000" in told
+        wait_until(
+            lambda: MORE in answer(platform, "tiny:parrot"),
+            timeout_s=SEEN_WITHIN_S,
+            what="the new champion",
+        )
+        assert [process.pid for process in platform.replicas("tiny")] == replicas
+        wait_until(lambda: "served by tiny:parrot@3" in lineage(), timeout_s=30, what="a heartbeat")
         told = lineage()
-    for fact in ("run ", "recipe llm", "data ", "gate perplexity_ratio", "champion"):
+    for fact in ("parrot_3_", "run ", "recipe llm", "data ", "gate perplexity_ratio", "champion"):
         assert fact in told, told
 
 
-def evaluate(platform: Served, folder: Path) -> Path:
-    """Measure ``parrot@1``, as a candidate that is really served."""
-    python("models", "promote", "parrot@1", "--to", "candidate")
+def listed(platform: Served) -> list[str]:
+    models = httpx.get(f"{platform.url}/v1/models", timeout=10).json()["data"]
+    return [model["id"] for model in models]
+
+
+def measured(platform: Served, folder: Path, number: int, *, quality: float) -> Path:
+    """Evaluate a version of ``parrot``, as a candidate that is really served."""
+    candidate = "tiny:parrot@candidate"
+    python("models", "promote", f"parrot@{number}", "--to", "candidate")
     golden, measurements = folder / "golden.jsonl", folder / "measurements.json"
-    golden.write_text(json.dumps({"prompt": QUESTION, "expected": WORD}) + "\n")
-    told = python(
-        *("deployments.evaluation", "--url", platform.url, "--model", "tiny:parrot@candidate"),
-        *("--golden", str(golden), "--out", str(measurements), "--max-tokens", "8"),
-    )
-    assert "quality      1.000" in told
+    items = [
+        {"prompt": QUESTION, "expected": WORD},
+        {"prompt": QUESTION, "expected": HALF, "match": "regex"},
+    ]
+    golden.write_text("".join(f"{json.dumps(item)}\n" for item in items))
+
+    def evaluate() -> str:
+        return python(
+            *("deployments.evaluation", "--url", platform.url, "--model", candidate),
+            *("--golden", str(golden), "--out", str(measurements), "--max-tokens", "8"),
+        )
+
+    assert f"quality      {quality:.3f} over 2 items" in evaluate()
     return measurements
 
 
-def promote(reference: str, measurements: Path, folder: Path) -> None:
-    """Through the gates, but for what a random model cannot do: refuse what is unsafe."""
-    policy = folder / "policy.yaml"
-    policy.write_text(yaml.safe_dump({"p95_at_most_s": 10, "rubric_at_least": 0.5}))
-    words = [reference, "--measurements", str(measurements), "--policy", str(policy)]
-    python("models", "promote", *words)
+def promote(reference: str, measurements: Path, *, code: int = 0) -> str:
+    """Through the gates, with time for a machine that has other things to do."""
+    policy = measurements.with_name("policy.yaml")
+    policy.write_text(yaml.safe_dump({"p95_at_most_s": 10}))
+    words = (reference, "--measurements", str(measurements), "--policy", str(policy))
+    return python("models", "promote", *words, code=code)
 
 
 def lineage() -> str:
     return python("models", "show", "parrot@champion")
 
 
-def train(platform: Served, base: Path, folder: Path) -> None:
-    """``ray job submit``: an adapter of ``base`` that knows the word, registered as ``parrot``."""
+def training(base: Path, folder: Path, word: str) -> tuple[str, ...]:
+    """Arguments of a run that makes an adapter of ``base`` which knows a word: ``parrot``."""
     conversation = [
         {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": WORD},
+        {"role": "assistant", "content": word},
     ]
     rows = folder / "rows.jsonl"
     rows.write_text(json.dumps({"messages": conversation}) + "\n")
@@ -95,7 +130,6 @@ def train(platform: Served, base: Path, folder: Path) -> None:
             {
                 "recipe": "llm",
                 "run_name": "story",
-                "workers": 1,
                 "plots": False,
                 "config": {
                     "model": {"source": str(base), "lora": {"dropout": 0.0}},
@@ -110,34 +144,33 @@ def train(platform: Served, base: Path, folder: Path) -> None:
             }
         )
     )
-    words = ["train", "llm", "--config", str(experiment), "--register", "parrot"]
-    submit(platform, "python", "-m", *words)
+    return ("train", "llm", "--config", str(experiment), "--register", "parrot")
 
 
-def submit(platform: Served, *entrypoint: str) -> str:
+def submit(platform: Served, module: str, *words: str) -> None:
+    """``ray job submit``: the module runs on a worker of the cluster."""
     ray = Path(sys.executable).with_name("ray")
     command = [
         *(str(ray), "job", "submit", "--address", platform.dashboard.url),
-        *("--working-dir", ".", "--", *entrypoint),
+        *("--working-dir", ".", "--", "python", "-m", module, *words, "--workers", "1"),
     ]
     env = {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
     done = subprocess.run(
         command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
-def python(module: str, *words: str) -> str:
+def python(module: str, *words: str, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 

@@ -100,17 +100,34 @@ class Rehearsals:
 
     def smoke(self, recipe: Recipe[Any], called: str = "first", **env: str) -> Smoke:
         folder = self.root / recipe.name / called
-        inputs = {kind: str(self.smoke(_maker(kind)).artifact) for kind in recipe.inputs}
+        inputs = {kind: str(self.smoke(maker(kind)).artifact) for kind in recipe.inputs}
         words = ("smoke", recipe.name, str(folder / "out"), json.dumps(inputs))
         return Smoke(folder=folder, found=once(folder, *words, env=env))
 
 
-def _maker(kind: str) -> Recipe[Any]:
+def maker(kind: str) -> Recipe[Any]:
     """A recipe that makes an artifact of this kind, from nothing if there is one."""
     makers = [each for each in RECIPES.values() if each.kind == kind]
     if not makers:
         pytest.fail(f"no recipe makes an artifact of kind {kind!r}")
     return min(makers, key=lambda each: (len(each.inputs), each.name != "vision", each.name))
+
+
+def several(sample: Any) -> list[Any]:
+    """At least three, so that order can be seen where answers differ."""
+    some = list(sample)
+    return some * 3 if len(some) == 1 else some
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, numbers to five digits: a batch of another size may be summed in another order."""
+    if isinstance(one, float) or isinstance(other, float):
+        return bool(one == pytest.approx(other, rel=1e-5, abs=1e-6))
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
 
 
 @pytest.fixture(scope="session")

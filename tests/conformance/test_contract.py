@@ -14,7 +14,6 @@ from tests.conformance.conftest import RECIPES, answer, rehearse
 from train.config import keys, sections
 from train.discover import discover
 from train.recipe import Config, Recipe
-from train.run import loader_name
 from train.space import Choice, Domain, Float, Int
 
 
@@ -75,7 +74,7 @@ def test_its_sweep_is_of_keys_that_exist(recipe: Recipe[Any]) -> None:
 
 
 def test_its_loader_can_be_imported_without_training(recipe: Recipe[Any]) -> None:
-    name = loader_name(recipe)
+    name = recipe.loader
     if name is None:
         assert not recipe.sample
         pytest.skip("predicts nothing")

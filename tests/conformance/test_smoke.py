@@ -9,7 +9,7 @@ import pytest
 
 from models import artifact
 from models.artifact import GateResult
-from tests.conformance.conftest import Rehearsals, Smoke, once
+from tests.conformance.conftest import Rehearsals, Smoke, once, same, several
 from tests.conformance.rehearsal import NONSENSE
 from train import history
 from train.recipe import Recipe
@@ -76,16 +76,10 @@ def answers(recipe: Recipe[Any], smoke: Smoke) -> dict[str, Any]:
     if recipe.load is None:
         pytest.skip("predicts nothing")
     samples = smoke.folder / "samples.json"
-    samples.write_text(json.dumps(_several(recipe.sample)))
+    samples.write_text(json.dumps(several(recipe.sample)))
     words = ("predict", str(smoke.artifact), str(samples))
     found: dict[str, Any] = once(smoke.folder / "fresh", *words)
     return found
-
-
-def _several(sample: Any) -> list[Any]:
-    """At least three, so that order can be seen where answers differ."""
-    some = list(sample)
-    return some * 3 if len(some) == 1 else some
 
 
 def test_it_predicts_in_a_fresh_process_without_training(answers: dict[str, Any]) -> None:
@@ -114,17 +108,6 @@ def test_bad_input_is_refused_by_its_place(answers: dict[str, Any]) -> None:
             assert refusal["message"]
     for bad in map(repr, NONSENSE[:2]):
         assert "answered" not in refusals[bad], bad
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal, numbers to five digits: a batch of another size may be summed in another order."""
-    if isinstance(one, float) or isinstance(other, float):
-        return bool(one == pytest.approx(other, rel=1e-5, abs=1e-6))
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return bool(one == other)
 
 
 def test_same_sees_differences() -> None:

@@ -38,12 +38,16 @@ def test_a_predictor_is_measured_and_recorded_by_its_version(
     assert "quality      1.000 over 1 items" in capsys.readouterr().out
 
 
-def test_an_adapter_is_known_by_its_name(server: LiveServer, tmp_path: Path) -> None:
+def test_an_adapter_is_known_by_its_name_and_asked_for_by_its_number(
+    server: LiveServer, world: World, tmp_path: Path
+) -> None:
     version = register(notes(tmp_path / "1", "one"), "poet", "candidate")
     golden = write(tmp_path, {"prompt": "Hi", "expected": "hello"})
     out = tmp_path / "measurements.json"
     assert run(server, golden, out, "--model", "smollm2:poet@candidate") == 0
     assert Measurements.decode(out.read_text()).artifact == version.artifact
+    asked = {request.adapter for request in world.generator.requests}
+    assert asked == {"poet@1"}, "replicas follow an alias a moment later"
 
 
 @pytest.mark.parametrize(

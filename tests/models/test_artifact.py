@@ -253,7 +253,7 @@ def test_a_foreign_loader_is_refused_even_if_sealed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(artifact, "_check_loader", lambda *_: None)
+        patched.setattr(artifact, "check_loader", lambda *_: None)
         make(folder, loader="os:getcwd")
     with pytest.raises(ConfigError, match="code is loaded from nowhere else"):
         load(folder, keys=NO_KEYS)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry as imported
 
 from models import artifact
 from models.errors import ConfigError, NotFound, Unavailable
@@ -266,6 +267,32 @@ def test_places_that_are_no_store(tmp_path: Path, folder: Path) -> None:
     make(folder)
     with pytest.raises((ConfigError, Unavailable), match="cannot publish to it"):
         publish(folder, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "says"),
+    [
+        (
+            "s3://user:hidden@bucket/x",
+            "s3fs",
+            "s3://bucket/x: needs pip install 'frontier-run[s3]' (",
+        ),
+        ("gs://bucket/x", "gcsfs", "gs://bucket/x: needs a package that is not here ("),
+    ],
+    ids=["s3", "gs"],
+)
+def test_a_store_whose_package_is_missing(
+    url: str, package: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(imported, url.partition(":")[0], raising=False)
+    with pytest.raises(ConfigError) as raised:
+        Store(url)
+    told = raised.value.message
+    assert told.startswith(says)
+    assert package in told
+    assert "\n" not in told
+    assert "hidden" not in told
 
 
 def test_fetching_from_afar_happens_once(folder: Path, root: Path) -> None:

@@ -15,6 +15,17 @@ from train.discover import discover, find, unknown
 LOOK = "from train.discover import discover; found = discover(); "
 
 
+OWN_LOADER = """
+from dataclasses import replace
+from train.recipes import walk
+
+def load(folder):
+    return None
+
+RECIPE = replace(walk.RECIPE, name="own", load=load)
+"""
+
+
 def look(tmp_path: Path, code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
     paths = ":".join(map(str, folders))
     return subprocess.run(
@@ -46,6 +57,7 @@ def test_broken_recipes_are_named_and_others_found(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "other.py").write_text("RECIPE = 3")
     (tmp_path / "twin.py").write_text("from train.recipes.walk import RECIPE")
+    (tmp_path / "own.py").write_text(OWN_LOADER)
     (tmp_path / "_helper.py").write_text("raise ValueError")
     code = "print(*[f'{k}: {v}' for k, v in found.broken.items()], *found.recipes, sep='\\n')"
     said = look(tmp_path, code, tmp_path, TOYS).stdout
@@ -54,6 +66,7 @@ def test_broken_recipes_are_named_and_others_found(tmp_path: Path) -> None:
     assert "train.recipes.empty: AttributeError" in said
     assert "train.recipes.other: TypeError: RECIPE is int" in said
     assert "another module has a recipe 'walk', too" in said
+    assert "train.recipes.own: ConfigError: own: its loader is 'train.recipes.own:load'" in said
     assert "_helper" not in said
     assert {"vision", "walk"} <= set(said.splitlines())
 
