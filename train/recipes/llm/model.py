@@ -103,15 +103,19 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def load(config: LlmConfig, device: torch.device) -> Model:
+def load(config: LlmConfig, device: torch.device, base: Path | None = None) -> Model:
     """The base model with a fresh adapter; the same on every worker.
+
+    Args:
+        base: where the driver has the artifact that ``model.source`` names; other machines may
+            not have it there.
 
     Raises:
         ConfigError: no such model, or one that this machine cannot train so.
     """
     settings = config.model
     dtype = _dtype(settings, device)
-    network, tokenizer = _base(settings, dtype, device)
+    network, tokenizer = _base(settings, dtype, device, base)
     if settings.adapter != "none":
         network = _with_adapter(network, config)
         if device.type == "cpu":
@@ -133,7 +137,9 @@ def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _base(settings: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def _base(
+    settings: ModelConfig, dtype: torch.dtype, device: torch.device, base: Path | None
+) -> tuple[Any, Any]:
     if settings.adapter == "qlora" and device.type != "cuda":
         raise ConfigError(
             "model.adapter qlora needs a CUDA device (four-bit weights of bitsandbytes),"
@@ -150,7 +156,8 @@ def _base(settings: ModelConfig, dtype: torch.dtype, device: torch.device) -> tu
 
     logging.disable_progress_bar()  # it would write into the run's own
 
-    folder = fetch(settings.source, sha256=settings.sha256)
+    source = settings.source if base is None or not base.is_dir() else str(base)
+    folder = fetch(source, sha256=settings.sha256)
     # Weights that are trained are fp32, whatever the products are computed in.
     options: dict[str, Any] = {"dtype": torch.float32 if settings.adapter == "none" else dtype}
     if settings.adapter == "qlora":
