@@ -206,6 +206,21 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(text: Path, tmp_path:
         train(settings, tmp_path)
 
 
+def test_the_learning_rate_follows_the_schedule_that_is_named(text: Path, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_step(self, event: StepEnd) -> None:
+            rates.append(event.learning_rate)
+
+    named = "tests.train.recipes.llm.experiment:halving"
+    optimiser = {"learning_rate": 0.08, "warmup": 0, "schedule": named}
+    train(config(text, steps=4, optimiser=optimiser), tmp_path / "run", callbacks=[Watch()])
+    assert rates == pytest.approx([0.08, 0.04, 0.02, 0.01])
+    with pytest.raises(ConfigError, match="schedule is 'sudden'; expected one of"):
+        train(config(text, optimiser={"schedule": "sudden"}), tmp_path / "other")
+
+
 def test_quantised_training_without_a_gpu_is_refused(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="qlora needs a CUDA device"):
         train(config(text, model={"adapter": "qlora"}), tmp_path)
