@@ -235,12 +235,3 @@ def test_reports_say_what_people_watch(text: Path, tmp_path: Path) -> None:
     )
     assert {"eval_loss", "perplexity", "perplexity_ratio"} <= keeper.reports[1].metrics.keys()
     assert all(report.total == 4 for report in keeper.reports)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
-def test_compiled_layers_give_the_same_losses(text: Path, tmp_path: Path) -> None:
-    still = {"lora": {"dropout": 0}}
-    _, expected = train(config(text, model=still, steps=3), tmp_path / "a")
-    _, losses = train(config(text, model=still | {"compile": True}, steps=3), tmp_path / "b")
-    assert losses == pytest.approx(expected, abs=1e-5)
