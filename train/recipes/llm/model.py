@@ -5,7 +5,8 @@ adapter    what the artifact holds
 =========  =========================================================================
 lora       ``adapter_config.json``, ``adapter_model.safetensors``: PEFT's own format;
            ``base_model_name_or_path`` is the source that ``models.sources.fetch`` takes
-none       a whole model: ``config.json``, ``model.safetensors``, the tokenizer
+none       a whole model: ``config.json``, ``model.safetensors``
+both       the tokenizer, with the chat template that was learned with
 =========  =========================================================================
 """
 
@@ -71,6 +72,7 @@ class Model:
             self._save_whole(folder, weights)
         else:
             self._save_adapter(folder, weights)
+        self.tokenizer.save_pretrained(folder)
 
     def _save_adapter(self, folder: Path, weights: Weights) -> None:
         from peft import get_peft_model_state_dict
@@ -94,7 +96,6 @@ class Model:
         for name, tensor in self.network.state_dict().items():
             state.setdefault(name, tensor)  # buffers, and the second name of tied weights
         self.network.save_pretrained(folder, state_dict=state)
-        self.tokenizer.save_pretrained(folder)
 
 
 def _plain(value: object) -> object:
