@@ -29,7 +29,7 @@ from models.versions import check_name
 from state.places import Places
 from train import config as configuration
 from train.checkpoints import Best
-from train.config import Experiment, Launch
+from train.config import Launch
 from train.discover import discover, find
 from train.folder import RunFolder
 from train.recipe import Config, Recipe
@@ -137,13 +137,14 @@ def plan(arguments: argparse.Namespace) -> Plan:
     """Raises ConfigError: whatever was given is wrong or does not fit together."""
     if arguments.resume is not None:
         return _resumed(arguments)
-    experiment = configuration.read(arguments.config) if arguments.config else Experiment()
-    name = arguments.name or experiment.recipe
+    tree = configuration.read(arguments.config) if arguments.config else {}
+    name = arguments.name or tree.get("recipe")
     if name is None:
         raise ConfigError(f"which recipe? Known: {', '.join(discover().recipes)}")
+    recipe = find(str(name))
+    experiment = configuration.experiment(tree, recipe.config, called=str(arguments.config))
     if experiment.recipe not in (None, name):
         raise ConfigError(f"{arguments.config} is for {experiment.recipe}, not for {name}")
-    recipe = find(name)
     base = recipe.smoke.model_dump(exclude_unset=True) if arguments.smoke else {}
     run_name = arguments.run_name or experiment.run_name or ("smoke" if arguments.smoke else None)
     return Plan(
