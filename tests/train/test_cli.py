@@ -67,6 +67,8 @@ def test_exit_codes_and_one_line_for_each_error(train: Train, tmp_path: Path) ->
     assert full.returncode == 3
     assert "checkpoint of step 5 could not be written" in full.stderr
     assert "Traceback" not in full.stderr
+    assert f"go on with: python -m train --resume {tmp_path / 'r'}" in full.stderr
+    assert train("--resume", str(tmp_path / "r")).returncode == 0
 
 
 def test_smoke(train: Train, tmp_path: Path) -> None:
