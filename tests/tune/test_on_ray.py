@@ -12,13 +12,21 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import ConfigError
+from tests.train.collecting import archive_and_collect, uses
+from tests.tune import hill
 from tests.tune.hill import RECIPE
+from train import registered
+from train.discover import Found
+from train.folder import RunFolder
+from train.run import run
+from tune import __main__ as cli
 from tune import sweep as sweeps
 from tune.config import resolve
 from tune.course import Course
@@ -227,3 +235,21 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing_that_had_ended(
     for name, steps in steps_taken(tmp_path).items():
         assert sorted(set(steps)) == list(range(1, 9)), "a step was left out"
         assert len(steps) <= (8 if name in ended else 10), "it began at the beginning"
+
+
+def test_what_trials_start_from_is_not_collected_before_the_sweep_is_over(
+    two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a local store they read it where it lies."""
+    monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
+    top = run(RECIPE, hill.Hill(), folder=RunFolder(tmp_path / "top"))
+    assert top.manifest is not None
+    registered.register(tmp_path / "top" / "artifact", top.manifest, by="test")
+    higher = replace(RECIPE, name="higher", kind="higher", run=hill.climb_on, inputs=("hill",))
+    found = Found(recipes={"higher": higher}, broken={})
+    monkeypatch.setattr("train.discover.discover", lambda: found)
+    words = ["higher", "--trials", "2", "--input", "hill=hill@1", "--out", str(tmp_path / "sweep")]
+    assert cli.main(words) == cli.FOUND
+    assert [trial.status for trial in read(tmp_path / "sweep").trials] == [Status.FINISHED] * 2
+    assert uses() == []
+    assert not archive_and_collect("hill@1")
