@@ -3,6 +3,7 @@
     ARTIFACT/…              weights, tokenizer, configuration: what the loader reads
     ARTIFACT/manifest.json  every file's hash and every fact about it; written last
     ARTIFACT/manifest.sig   signatures of the manifest, if we have a key
+    ARTIFACT/model_card.md  the manifest for people, in a store; nothing reads it
 
 ``content_sha256`` covers the whole manifest, and the manifest covers every byte of every
 file: one hash, kept in the registry, vouches for weights and facts alike.
@@ -34,7 +35,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-RESERVED = {MANIFEST, SIGNATURE, "source.json"}
+CARD = "model_card.md"
+RESERVED = {MANIFEST, SIGNATURE, CARD, "source.json"}
 """Names that say what a folder is, here and in the cache of fetched folders."""
 
 PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin"}

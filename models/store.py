@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from models import artifact, durable
-from models.artifact import MANIFEST, SIGNATURE, Manifest
+from models.artifact import CARD, MANIFEST, SIGNATURE, Manifest
+from models.cards import model_card
 from models.encryption import HEADER_BYTES, SUFFIX, Keyring, Subject, key_named_in
 from models.errors import ConfigError, NotFound, PlatformError, Unavailable
 from models.signing import Keys
@@ -93,6 +94,9 @@ class Store:
                 self._put(folder / SIGNATURE, f"{place}/{SIGNATURE}")
             elif signature := keys.sign(text):
                 self._write(signature, f"{place}/{SIGNATURE}")
+            card = model_card(manifest).encode()
+            if self._read(f"{place}/{CARD}") != card:
+                self._write(card, f"{place}/{CARD}")
             if self._read(f"{place}/{MANIFEST}") != text:
                 self._write(text, f"{place}/{MANIFEST}")
             if ring.keys:  # only now: until here a fetch found one or the other

@@ -29,7 +29,7 @@ from models.versions import check_name
 from state.places import Places
 from train import config as configuration
 from train.checkpoints import Best
-from train.config import Experiment, Launch
+from train.config import Launch
 from train.discover import discover, find
 from train.folder import RunFolder
 from train.recipe import Config, Recipe
@@ -46,6 +46,8 @@ class Plan:
     config: Config
     launch: Launch
     inputs: dict[str, str]
+    bases: dict[str, str]
+    """Where an earlier attempt had them."""
     folder: RunFolder
     smoke: bool
     register: str | None
@@ -135,20 +137,25 @@ def plan(arguments: argparse.Namespace) -> Plan:
     """Raises ConfigError: whatever was given is wrong or does not fit together."""
     if arguments.resume is not None:
         return _resumed(arguments)
-    experiment = configuration.read(arguments.config) if arguments.config else Experiment()
-    name = arguments.name or experiment.recipe
+    tree = configuration.read(arguments.config) if arguments.config else {}
+    name = arguments.name or tree.get("recipe")
     if name is None:
         raise ConfigError(f"which recipe? Known: {', '.join(discover().recipes)}")
+    recipe = find(str(name))
+    experiment = configuration.experiment(tree, recipe.config, called=str(arguments.config))
     if experiment.recipe not in (None, name):
         raise ConfigError(f"{arguments.config} is for {experiment.recipe}, not for {name}")
-    recipe = find(name)
     base = recipe.smoke.model_dump(exclude_unset=True) if arguments.smoke else {}
     run_name = arguments.run_name or experiment.run_name or ("smoke" if arguments.smoke else None)
     return Plan(
         recipe=recipe,
-        config=_config(recipe, configuration.merged(base, experiment.config), arguments.set),
+        config=_pinned(
+            recipe,
+            _config(recipe, configuration.merged(base, experiment.config), arguments.set),
+        ),
         launch=_launch(experiment.launch(), arguments),
         inputs={**experiment.inputs, **_inputs(arguments.input)},
+        bases={},
         folder=(
             RunFolder(arguments.out.absolute())
             if arguments.out
@@ -178,7 +185,8 @@ def _resumed(arguments: argparse.Namespace) -> Plan:
         recipe=recipe,
         config=_config(recipe, request.config, ()),
         launch=_launch(launch, arguments),
-        inputs=dict(request.inputs),
+        inputs={k: path for k, path in request.inputs.items() if k not in recipe.bases},
+        bases={k: path for k, path in request.inputs.items() if k in recipe.bases},
         folder=folder,
         smoke=request.smoke,
         register=arguments.register,
@@ -189,6 +197,13 @@ def _config(recipe: Recipe[Any], tree: Any, settings: Sequence[str]) -> Config:
     tree = configuration.with_settings(tree, settings)
     config: Config = configuration.validated(recipe.config, tree, called=recipe.name)
     return config
+
+
+def _pinned(recipe: Recipe[Any], config: Config) -> Config:
+    from train import inputs
+
+    settings = inputs.pins(recipe, config, _version)
+    return _config(recipe, config.model_dump(mode="json"), settings) if settings else config
 
 
 def _launch(launch: Launch, arguments: argparse.Namespace) -> Launch:
@@ -241,19 +256,23 @@ def _run(plan: Plan) -> int:
     from train import inputs, progress
     from train.run import run
 
-    folders = inputs.resolve(plan.recipe, plan.inputs, _from_registry)
-    result = run(
-        plan.recipe,
-        plan.config,
-        folder=plan.folder,
-        smoke=plan.smoke,
-        inputs=folders,
-        launch=plan.launch.model_dump(mode="json"),
-        keep=plan.launch.checkpoints.last,
-        best=plan.best,
-        place=_place(plan),
-        subscribers=[progress.subscriber(), *_keepers(plan), *_holding(plan, folders)],
-    )
+    folders = {
+        **inputs.resolve(plan.recipe, plan.inputs, _from_registry),
+        **inputs.bases(plan.recipe, plan.config, plan.bases, _from_registry),
+    }
+    with _needed(plan, folders):
+        result = run(
+            plan.recipe,
+            plan.config,
+            folder=plan.folder,
+            smoke=plan.smoke,
+            inputs=folders,
+            launch=plan.launch.model_dump(mode="json"),
+            keep=plan.launch.checkpoints.last,
+            best=plan.best,
+            place=_place(plan),
+            subscribers=[progress.subscriber(), *_keepers(plan)],
+        )
     _tell(result)
     if not result.passed:
         if plan.register is not None:
@@ -282,17 +301,18 @@ def _keepers(plan: Plan) -> Iterator[Any]:
         yield tracking.Forgiving(Plots(), _say)
 
 
-def _holding(plan: Plan, folders: Mapping[str, Path]) -> Iterator[Any]:
-    """Of inputs that came from the registry."""
-    hashes = {
-        kind: artifact.read(path).content_sha256
-        for kind, path in folders.items()
-        if not Path(plan.inputs[kind]).expanduser().is_dir()
-    }
-    if hashes:
-        from train import registered
+@contextmanager
+def _needed(plan: Plan, folders: Mapping[str, Path]) -> Iterator[None]:
+    """Nobody collects the inputs until the run has ended; one that failed may go on."""
+    if not folders:
+        yield
+        return
+    from train import registered  # brings the database
 
-        yield registered.Holding(hashes, _say)
+    hashes = {kind: artifact.read(path).content_sha256 for kind, path in folders.items()}
+    with registered.held(hashes, by=plan.folder.id, warn=_say):
+        yield
+    registered.release(hashes, by=plan.folder.id, warn=_say)
 
 
 def _tell(result: Result) -> None:
@@ -355,6 +375,12 @@ def _from_registry(reference: str) -> Path:
     from train import registered  # brings the database
 
     return registered.fetch(reference)
+
+
+def _version(reference: str) -> str:
+    from train import registered
+
+    return registered.version(reference)
 
 
 def _register(result: Result, name: str | None) -> None:

@@ -8,6 +8,8 @@
     tracking: {mlflow: {uri: sqlite:///mlflow.db}}
     config:                 # the recipe's own: python -m train --show vision
       epochs: 8
+
+What stands under ``config`` may as well stand beside it: ``seed``, ``model``, ``training`` …
 """
 
 from __future__ import annotations
@@ -109,12 +111,37 @@ class Experiment(Launch):
         return Launch.model_validate({key: getattr(self, key) for key in Launch.model_fields})
 
 
-def read(path: Path) -> Experiment:
-    """Raises ConfigError: no such file, not YAML, unknown or wrong keys."""
+def read(path: Path) -> dict[str, Any]:
+    """Keys and values of an experiment's file. Raises ConfigError: no such file, or not YAML."""
     tree = yaml_file.read(path)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: is {type(tree).__name__}, expected keys and values")
-    return validated(Experiment, tree or {}, called=str(path))
+    return tree or {}
+
+
+def experiment(tree: Mapping[str, Any], config: type[BaseModel], *, called: str) -> Experiment:
+    """The experiment that ``tree`` describes, with the recipe's keys under ``config``, wherever
+    they stand. A name that both have is the experiment's own at the top.
+
+    Raises:
+        ConfigError: unknown or wrong keys, or one that stands in both places.
+    """
+    ours, theirs = Experiment.model_fields, config.model_fields
+    own: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in ours and key not in theirs:
+            raise ConfigError(
+                f"{called}: {unknown('key', str(key), dict.fromkeys([*ours, *theirs]))}"
+            )
+        (own if key in ours else rest)[key] = value
+    if rest:
+        below = own.get("config", {})
+        for key in rest:
+            if isinstance(below, Mapping) and key in below:
+                raise ConfigError(f"{called}: {key} stands both under config and beside it")
+        own["config"] = {**below, **rest} if isinstance(below, Mapping) else below
+    return validated(Experiment, own, called=called)
 
 
 def with_settings(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

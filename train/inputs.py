@@ -1,18 +1,23 @@
-"""Artifacts that a run starts from: ``--input classifier=digits-cnn@champion``."""
+"""Artifacts that a run starts from: ``--input classifier=digits-cnn@champion``, and weights that
+its configuration names: ``model.source: registry:chat@champion``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from models import artifact
 from models.errors import ConfigError
 from train.discover import unknown
-from train.recipe import Recipe
+from train.recipe import Config, Recipe
 
 FromRegistry = Callable[[str], Path]
 """``NAME@VERSION`` or ``NAME@ALIAS`` → a folder with that artifact."""
+
+REGISTRY = "registry:"
 
 
 def resolve(
@@ -42,6 +47,47 @@ def resolve(
             )
         found[kind] = path
     return found
+
+
+def pins(recipe: Recipe[Any], config: Config, version_of: Callable[[str], str]) -> list[str]:
+    """Settings (``key=value``) that name a version where ``config`` names an alias: it may move
+    before the run goes on, or before the next trial of a sweep begins.
+    """
+    return [
+        f"{key}={REGISTRY}{version_of(source.removeprefix(REGISTRY))}"
+        for key, source in _sources(recipe, config)
+        if source.startswith(REGISTRY)
+    ]
+
+
+def bases(
+    recipe: Recipe[Any], config: Config, earlier: Mapping[str, str], from_registry: FromRegistry
+) -> dict[str, Path]:
+    """Folders of the artifacts among the weights that ``config`` starts from, by its keys.
+
+    Args:
+        earlier: where an interrupted attempt had them. It goes on with a version that was
+            archived since, which nobody may begin with.
+    """
+    found = {}
+    for key, source in _sources(recipe, config):
+        if key in earlier and Path(earlier[key]).is_dir():
+            found[key] = Path(earlier[key])
+        elif source.startswith(REGISTRY):
+            found[key] = from_registry(source.removeprefix(REGISTRY))
+        elif (path := _local(source) / artifact.MANIFEST).is_file():
+            found[key] = path.parent
+    return found
+
+
+def _sources(recipe: Recipe[Any], config: Config) -> Iterator[tuple[str, str]]:
+    for key in recipe.bases:
+        yield key, reduce(getattr, key.split("."), config)  # type: ignore[misc]
+
+
+def _local(source: str) -> Path:
+    """The folder that ``source`` would be, if it is one."""
+    return Path(source.removeprefix("path:")).expanduser().absolute()
 
 
 def _folder(reference: str, from_registry: FromRegistry) -> Path:

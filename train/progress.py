@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from train.events import Event, Reported, RunEnded, RunStarted, Subscriber
 
@@ -93,19 +97,21 @@ class Lines:
 
 
 class Bar:
-    """One line that moves."""
+    """One line that moves, and one of metrics below it: side by side they would cut off the time
+    left on a terminal of 80 columns.
+    """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
-        self._pace = Pace()
-        self._progress: Any = None
-        self._task: Any = None
+        self._pace = Pace(clock)
+        self._progress: _TwoLines | None = None
+        self._task = TaskID(0)
 
     def __call__(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._open(event)
-            case Reported():
+            case Reported() if self._progress is not None:
                 self._pace.move(event.step, event.total)
                 self._progress.update(
                     self._task,
@@ -118,16 +124,12 @@ class Bar:
                 self._progress.stop()
 
     def _open(self, event: RunStarted) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
         console = Console(file=self._stream)
         console.print(f"{event.recipe}: {event.out}", highlight=False, soft_wrap=True)
-        self._progress = Progress(
+        self._progress = _TwoLines(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
             TextColumn("({task.fields[pace]})"),
             console=console,
         )
@@ -136,6 +138,13 @@ class Bar:
             event.recipe, total=None, completed=event.resumed_from, metrics="", pace="starting"
         )
         self._pace.start(event.resumed_from)
+
+
+class _TwoLines(Progress):
+    def get_renderables(self) -> Iterator[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            yield Text(task.fields["metrics"], no_wrap=True, overflow="ellipsis")
 
 
 def brief(metrics: Any, most: int = 4) -> str:

@@ -105,7 +105,7 @@ class RunContext(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, Path]:
-        """Artifact folders by kind, as ``Recipe.inputs`` asks."""
+        """Artifact folders by kind, as ``Recipe.inputs`` asks, and by key of ``Recipe.bases``."""
         ...
 
     @property
@@ -184,6 +184,10 @@ class Recipe(Generic[C]):
     """Inputs that the predictor understands: documentation, warm-up and tests."""
     inputs: tuple[str, ...] = ()
     """Kinds of artifact it starts from."""
+    bases: tuple[str, ...] = ()
+    """Configuration keys (dotted) that name a source of weights, as ``models.sources.fetch``
+    takes it. Where one names an artifact of ours, ``context.inputs`` has its folder by this key,
+    and it is a parent of what the run makes, as an input is."""
     parallel: bool = False
     """It divides its work over ``context.workers``: the same metrics with any number of them."""
     space: Mapping[str, Domain] = field(default_factory=dict)

@@ -1,10 +1,11 @@
-"""Runs and the registry: inputs by reference, artifacts under a name."""
+"""Runs and the registry: inputs by reference, held while needed; artifacts under a name."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from models.registry import Registry, open_registry
 from models.sources import registry as source
 from models.store import publish
 from models.versions import UseKind
-from train.events import Event, Reported, RunEnded, RunStarted
 
 REMIND_EVERY_S = 1800.0
 """A use that nobody repeats is forgotten after some hours."""
@@ -23,6 +23,11 @@ REMIND_EVERY_S = 1800.0
 def fetch(reference: str) -> Path:
     """A verified local folder of ``NAME@VERSION`` or ``NAME@ALIAS``. Raises PlatformError."""
     return source.folder_of(source.resolve(reference))
+
+
+def version(reference: str) -> str:
+    """``NAME@VERSION`` that ``NAME@ALIAS`` names now. Raises PlatformError."""
+    return str(source.resolve(reference))
 
 
 def register(folder: Path, manifest: Manifest, *, by: str, name: str | None = None) -> str:
@@ -40,47 +45,66 @@ def register(folder: Path, manifest: Manifest, *, by: str, name: str | None = No
     return asyncio.run(give_version())
 
 
-class Holding:
-    """Says that a run needs its inputs, so that nobody collects them meanwhile.
+@contextmanager
+def held(
+    inputs: Mapping[str, str],
+    *,
+    by: str,
+    warn: Callable[[str], None],
+    every_s: float = REMIND_EVERY_S,
+) -> Iterator[None]:
+    """While inside, the registry hears again and again that ``by`` needs its inputs, so that
+    nobody collects them; from a local store a run reads them where they lie. Whoever breaks off
+    may go on later: the use is forgotten in time, or given up by :func:`release`.
 
     Args:
-        inputs: kind → content hash, of those that came from the registry.
+        inputs: kind → content hash.
+        by: the run or sweep.
+        warn: gets a line when the registry cannot be told.
     """
+    over = threading.Event()
 
-    def __init__(
-        self,
-        inputs: Mapping[str, str],
-        warn: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._inputs, self._warn, self._clock = inputs, warn, clock
-        self._run = ""
-        self._next = 0.0
+    async def use(registry: Registry, kind: str, sha256: str) -> None:
+        await registry.use(sha256, name=by, replica=kind, kind=UseKind.RUN)
 
-    def __call__(self, event: Event) -> None:
-        match event:
-            case RunStarted():
-                self._run = event.run
-                self._say(self._use)
-            case Reported() if self._clock() >= self._next:
-                self._say(self._use)
-            case RunEnded() if self._run:
-                self._say(self._disuse)
+    def remind() -> None:
+        while not over.wait(every_s):
+            _say(use, inputs, warn)
 
-    def _say(self, each: Callable[[Registry, str, str], Coroutine[Any, Any, None]]) -> None:
-        async def say() -> None:
-            async with open_registry() as registry:
-                for kind, sha256 in self._inputs.items():
-                    await each(registry, kind, sha256)
+    if not inputs:
+        yield
+        return
+    _say(use, inputs, warn)
+    reminder = threading.Thread(target=remind, name="inputs", daemon=True)
+    reminder.start()
+    try:
+        yield
+    finally:
+        over.set()
+        reminder.join()
 
-        self._next = self._clock() + REMIND_EVERY_S
-        try:
-            asyncio.run(say())
-        except PlatformError as error:  # the run has its own copy and goes on
-            self._warn(f"the registry does not know that this run needs its inputs: {error}")
 
-    async def _use(self, registry: Registry, kind: str, sha256: str) -> None:
-        await registry.use(sha256, name=self._run, replica=kind, kind=UseKind.RUN)
+def release(inputs: Mapping[str, str], *, by: str, warn: Callable[[str], None]) -> None:
+    """Say that ``by`` has ended and needs its inputs no more; see :func:`held`."""
 
-    async def _disuse(self, registry: Registry, kind: str, sha256: str) -> None:
-        await registry.disuse(name=self._run, replica=kind, kind=UseKind.RUN)
+    async def disuse(registry: Registry, kind: str, sha256: str) -> None:
+        await registry.disuse(name=by, replica=kind, kind=UseKind.RUN)
+
+    if inputs:
+        _say(disuse, inputs, warn)
+
+
+def _say(
+    each: Callable[[Registry, str, str], Coroutine[Any, Any, None]],
+    inputs: Mapping[str, str],
+    warn: Callable[[str], None],
+) -> None:
+    async def say() -> None:
+        async with open_registry() as registry:
+            for kind, sha256 in inputs.items():
+                await each(registry, kind, sha256)
+
+    try:
+        asyncio.run(say())
+    except PlatformError as error:  # it is worth a word, and no reason to lose the run
+        warn(f"the registry does not know that this run needs its inputs: {error}")

@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def _planned(arguments: argparse.Namespace) -> tuple[Recipe[Any], Sweep, Path]:
     recipe = find(name)
     smoke = recipe.smoke.model_dump(exclude_unset=True) if arguments.smoke else {}
     sweep = configuration.resolve(recipe, [{"config": smoke}, document, _options(arguments)])
-    inputs = _resolved_inputs(recipe, sweep)
+    sweep = _with_artifacts(recipe, sweep)
     folder = arguments.out or RunFolder.fresh(Places.of().runs / "sweeps", recipe.name).path
-    return recipe, sweep.model_copy(update={"inputs": inputs}), folder.absolute()
+    return recipe, sweep, folder.absolute()
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -160,8 +161,10 @@ def _sweep(recipe: Recipe[Any], sweep: Sweep, folder: Path) -> int:
 
     _say(f"{recipe.name}: {sweep.trials} trials for {sweep.metric} ({sweep.mode}) in {folder}")
     teller = progress.teller()
+    needed = _hashes(sweep)
     try:
-        trials = run(recipe, sweep, folder, watch=teller)
+        with _held(needed, folder):
+            trials = run(recipe, sweep, folder, watch=teller)
     finally:
         teller.close()
     results.show(sweep, trials, sys.stdout)
@@ -173,6 +176,7 @@ def _sweep(recipe: Recipe[Any], sweep: Sweep, folder: Path) -> int:
     if len(trials) < sweep.trials or any(not trial.status.over for trial in trials):
         _say(f"not at its end; to go on: python -m tune --resume {folder}")
         return FOUND if _out_of_time(sweep, folder) else INTERRUPTED
+    _release(needed, folder)
     if results.measured(sweep, trials):
         return FOUND
     _say(f"no trial had a result; tracebacks are in {folder}/trials/*/error.txt")
@@ -226,17 +230,62 @@ def _show_recipe(recipe: Recipe[Any]) -> int:
     return FOUND
 
 
-def _resolved_inputs(recipe: Recipe[Any], sweep: Sweep) -> dict[str, str]:
+def _with_artifacts(recipe: Recipe[Any], sweep: Sweep) -> Sweep:
+    """Inputs and bases as folders, the same ones for all trials."""
     from train import inputs
 
-    found = inputs.resolve(recipe, sweep.inputs, _from_registry)
-    return {kind: str(path) for kind, path in found.items()}
+    for key in recipe.bases:
+        if inputs.REGISTRY in str(sweep.space.get(key)):
+            raise ConfigError(
+                f"{key}: what the registry has is the same for all trials here;"
+                " make a sweep for each of its models"
+            )
+    base = spaces.configured(recipe.config, sweep.config, {})
+    pinned = with_settings(sweep.config, inputs.pins(recipe, base, _version))
+    config = spaces.configured(recipe.config, pinned, {})
+    found = {
+        **inputs.resolve(recipe, sweep.inputs, _from_registry),
+        **inputs.bases(recipe, config, {}, _from_registry),
+    }
+    folders = {kind: str(path) for kind, path in found.items() if kind not in sweep.space}
+    return sweep.model_copy(update={"config": pinned, "inputs": folders})
+
+
+def _hashes(sweep: Sweep) -> dict[str, str]:
+    from models import artifact
+
+    return {kind: artifact.read(Path(path)).content_sha256 for kind, path in sweep.inputs.items()}
+
+
+@contextmanager
+def _held(needed: Mapping[str, str], folder: Path) -> Iterator[None]:
+    """Nobody collects what the trials start from until the sweep is at its end."""
+    if not needed:
+        yield
+        return
+    from train import registered  # brings the database
+
+    with registered.held(needed, by=folder.name, warn=_say):
+        yield
+
+
+def _release(needed: Mapping[str, str], folder: Path) -> None:
+    if needed:
+        from train import registered
+
+        registered.release(needed, by=folder.name, warn=_say)
 
 
 def _from_registry(reference: str) -> Path:
     from train import registered  # brings the database
 
     return registered.fetch(reference)
+
+
+def _version(reference: str) -> str:
+    from train import registered
+
+    return registered.version(reference)
 
 
 def _input(text: str) -> tuple[str, str]:

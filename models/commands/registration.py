@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from models import artifact
-from models.artifact import MANIFEST, Manifest
+from models.artifact import CARD, MANIFEST, Manifest
+from models.cards import model_card
 from models.commands.inspection import REFERENCE
 from models.commands.terminal import Commands, myself, show_json
 from models.errors import ConfigError, NotFound
@@ -125,7 +126,7 @@ def _export(arguments: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as staging:
             copy = Path(staging, "artifact")
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("source.json"))
-            artifact.verify(copy)
+            (copy / CARD).write_text(model_card(artifact.verify(copy)))
             copy.rename(target)
     except OSError as error:
         raise ConfigError(f"{target} cannot be written ({error.strerror})") from None

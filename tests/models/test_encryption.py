@@ -299,7 +299,7 @@ def test_an_encrypted_artifact(store: Store, folder: Path, root: Path) -> None:
     manifest = make(folder)
     uri = store.publish(folder, ring=ring(NEW))
     held = holds(store, manifest.content_sha256)
-    assert held.keys() == {artifact.MANIFEST, WEIGHTS + SUFFIX, WORDS + SUFFIX}
+    assert held.keys() == {artifact.MANIFEST, artifact.CARD, WEIGHTS + SUFFIX, WORDS + SUFFIX}
     assert not [path for path, content in held.items() if b"1" * 100 in content]
     assert store.has(manifest)
     assert store.encrypted_under(manifest.content_sha256) == {ring(NEW).newest}

@@ -200,6 +200,7 @@ def test_verify_and_export(
     target = tmp_path / "out" / "model"
     assert say("export", "digits-cnn@1", target) == f"{target}\n"
     assert artifact.verify(target) == first
+    assert (target / artifact.CARD).read_text() == say("card", "digits-cnn@1")
     assert "exists; expected a folder to be made" in say("export", "digits-cnn@1", target, code=1)
     stored = home / "artifacts" / first.content_sha256 / "weights.safetensors"
     stored.write_bytes(b"x" * 100)

@@ -15,6 +15,8 @@ import pytest
 from fsspec.registry import _registry as imported
 
 from models import artifact
+from models.artifact import CARD
+from models.cards import model_card
 from models.errors import ConfigError, NotFound, Unavailable
 from models.store import STAGING, Store, Stored, fetch, publish
 from tests.models.artifacts import NO_KEYS, make
@@ -70,6 +72,18 @@ def test_there_and_back(store: Store, folder: Path, root: Path) -> None:
         assert artifact.verify(back) == manifest
         assert (back / "tokenizer" / "vocabulary.json").read_text() == '{"a": 0}'
     assert listed(store) == [(manifest.content_sha256, True)]
+
+
+def test_the_model_card_lies_beside_it(store: Store, folder: Path, root: Path) -> None:
+    """And vouches for nothing: the manifest does."""
+    manifest = make(folder)
+    uri = publish(folder, store)
+    card = f"{store._root}/{manifest.content_sha256}/{CARD}"
+    assert store._fs.cat_file(card).decode() == model_card(manifest)
+    store._fs.pipe_file(card, b"a lie")
+    assert artifact.verify(fetch(uri, root)) == manifest
+    publish(folder, store)
+    assert store._fs.cat_file(card).decode() == model_card(manifest)
 
 
 def test_publishing_again_changes_nothing(store: Store, folder: Path) -> None:

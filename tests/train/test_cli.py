@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from tests.train.conftest import Train
+from train import __main__
+from train.recipes.llm import LlmConfig
 
 
 def test_list_and_show(train: Train, train_alone: Train) -> None:
@@ -38,6 +40,24 @@ def test_a_run_from_a_file_with_settings(train: Train, tmp_path: Path, home: Pat
     assert list((out / "tensorboard").iterdir())
 
 
+def test_one_file_an_experiment_with_the_keys_of_the_specification(tmp_path: Path) -> None:
+    """``run_name, seed, model, training, data, logging`` (spec G1), nothing around them."""
+    keys = {
+        "seed": 3,
+        "model": {"source": "tiny"},
+        "training": {"steps": 2, "optimiser": {"name": "lion"}},
+        "data": {"train": "rows.jsonl"},
+        "logging": {"every": 1},
+    }
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump({"run_name": "first", **keys}))
+    words = ["llm", "--config", str(file), "--set", "training.steps=4"]
+    plan = __main__.plan(__main__.parser().parse_args(words))
+    keys["training"] |= {"steps": 4}  # type: ignore[operator]
+    assert plan.config == LlmConfig.model_validate(keys)
+    assert "first" in plan.folder.id
+
+
 def test_exit_codes_and_one_line_for_each_error(train: Train, tmp_path: Path) -> None:
     assert train("walk", "--set", "steps=3").returncode == 1
     wrong = train("walk", "--set", "wrong_at=2")
@@ -47,6 +67,8 @@ def test_exit_codes_and_one_line_for_each_error(train: Train, tmp_path: Path) ->
     assert full.returncode == 3
     assert "checkpoint of step 5 could not be written" in full.stderr
     assert "Traceback" not in full.stderr
+    assert f"go on with: python -m train --resume {tmp_path / 'r'}" in full.stderr
+    assert train("--resume", str(tmp_path / "r")).returncode == 0
 
 
 def test_smoke(train: Train, tmp_path: Path) -> None:

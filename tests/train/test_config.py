@@ -119,6 +119,9 @@ def test_numbers_of_workers_survive_a_file(workers: Any) -> None:
         ("a: [", "is not YAML"),
         ("- a", "is list, expected keys and values"),
         ("recpie: a", "unknown key 'recpie'; did you mean 'recipe'?"),
+        ("stesp: 2", "unknown key 'stesp'; did you mean 'steps'?"),
+        ("steps: 2\nconfig: {steps: 3}", "steps stands both under config and beside it"),
+        ("steps: 2\nconfig: 3", "config: Input should be a valid dictionary"),
         ("tracking: {wandb: {mode: sometimes}}", "tracking.wandb.mode: Input should be"),
         ("workers: -1", "workers"),
         ("workers: [3, 2]", "3 is more than 2"),
@@ -129,7 +132,7 @@ def test_a_file_that_is_wrong(text: str | None, says: str, tmp_path: Path) -> No
     if text is not None:
         file.write_text(text)
     with pytest.raises(ConfigError) as told:
-        config.read(file)
+        config.experiment(config.read(file), Whole, called=str(file))
     assert says in told.value.message
     assert told.value.message.startswith(str(file))
     assert "\n" not in told.value.message
@@ -138,4 +141,12 @@ def test_a_file_that_is_wrong(text: str | None, says: str, tmp_path: Path) -> No
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     file = tmp_path / "experiment.yaml"
     file.write_text("")
-    assert config.read(file) == Experiment()
+    assert config.experiment(config.read(file), Whole, called="") == Experiment()
+
+
+def test_keys_of_the_recipe_may_stand_beside_the_others() -> None:
+    beside = {"run_name": "a", "steps": 3, "deep": {"rate": 0.5}, "config": {"limit": 7}}
+    below = {"run_name": "a", "config": {"steps": 3, "deep": {"rate": 0.5}, "limit": 7}}
+    made = config.experiment(beside, Whole, called="")
+    assert made == config.experiment(below, Whole, called="")
+    assert made.config == below["config"]

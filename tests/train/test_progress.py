@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
+
+import pytest
 
 from train.events import Reported, RunEnded, RunStarted
 from train.progress import Bar, Lines, brief, duration, subscriber
@@ -59,21 +62,36 @@ def test_nobody_knows_how_long() -> None:
     assert stream.getvalue().splitlines()[-1] == "step 0  loss 0.5  (0 steps/s)"
 
 
-def test_a_bar_on_a_terminal() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    terminal = Terminal()
-    bar = subscriber(terminal)
-    assert isinstance(bar, Bar)
-    bar(started())
-    bar(at(40))
-    bar(at(100))
-    bar(ENDED)
-    assert "100/100" in terminal.getvalue()
-    assert "loss 0.5" in terminal.getvalue()
+    def lines(self) -> list[str]:
+        """As they stand in the end, without colours."""
+        shown = self.getvalue().rpartition("\x1b[2K")[2]
+        return [line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()]
+
+
+def test_who_gets_a_bar() -> None:
+    assert isinstance(subscriber(Terminal()), Bar)
     assert isinstance(subscriber(io.StringIO()), Lines)
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_bar_tells_how_far_how_long_and_how_fast(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal, clock = Terminal(), Clock()
+    bar = Bar(terminal, clock)
+    bar(started(step=20))
+    metrics = {"loss": 2.345, "grad_norm": 0.125, "tokens_per_s": 345.6, "learning_rate": 1e-3}
+    clock.now += 4
+    bar(Reported(step=40, metrics=metrics, time=0.0, total=1000))
+    bar(ENDED)
+    moving, told = terminal.lines()
+    assert re.fullmatch(r"walk [━╸╺]+ +40/1000 \(5 steps/s, 3:12 left\)", moving)
+    assert told == "loss 2.345  grad_norm 0.125  learning_rate 0.001  tokens_per_s 345.6"
 
 
 def test_a_bar_that_never_began_ends_quietly() -> None:

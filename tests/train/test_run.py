@@ -201,10 +201,19 @@ def test_a_run_without_a_checkpoint_begins_with_an_empty_artifact(tmp_path: Path
 
 
 def test_a_full_disk_while_a_checkpoint_is_written(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "r")
+    folder, config = RunFolder(tmp_path / "r"), Walk(steps=18, full_at=10)
     with pytest.raises(Unavailable, match="checkpoint of step 10 could not be written"):
-        run(RECIPE, Walk(steps=12, full_at=10), folder=folder)
+        run(RECIPE, config, folder=folder)
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-0000000005"]
+    events: list[Event] = []
+    again = run(RECIPE, config, folder=folder, subscribers=[events.append])
+    assert isinstance(events[0], RunStarted)
+    assert events[0].resumed_from == 5
+    whole = run(RECIPE, Walk(steps=18), folder=RunFolder(tmp_path / "whole"))
+    assert again.metrics == whole.metrics
+    assert [(each.step, each.metrics) for each in history.read(folder.path)] == [
+        (each.step, each.metrics) for each in history.read(tmp_path / "whole")
+    ]
 
 
 def test_a_full_disk_while_the_artifact_is_written(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tests.train.collecting import archive_and_collect
 from train.recipe import Config, Gate, Metrics, Recipe, RunContext
 from train.space import Choice, Float, Int
 
@@ -80,6 +81,13 @@ RECIPE = Recipe(
         "rope.length": Int(low=1, high=8, log=True),
     },
 )
+
+
+def climb_on(config: Hill, context: RunContext) -> Metrics:
+    """From another hill's top, which somebody archives and collects meanwhile."""
+    archive_and_collect("hill@1")
+    top = Hill.model_validate_json((context.inputs["hill"] / "hill.json").read_text())
+    return {"height": height(top, top.steps)}
 
 
 def main() -> None:

@@ -13,15 +13,23 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import ConfigError
+from tests.train.collecting import archive_and_collect, uses
+from tests.tune import hill
 from tests.tune.hill import RECIPE, Hill, height
+from train import registered
+from train.discover import Found
+from train.folder import RunFolder
 from train.recipe import Recipe
 from train.recipes.branin import RECIPE as BRANIN
+from train.run import run
+from tune import __main__ as cli
 from tune import sweep as sweeps
 from tune.config import load_yaml, resolve
 from tune.course import Course
@@ -341,3 +349,21 @@ def test_a_killed_population_goes_on_with_the_values_that_it_had_come_to(
             f"pace: {trial.point['pace']!r}"
             in (folder / "trials" / name / "config.yaml").read_text()
         )
+
+
+def test_what_trials_start_from_is_not_collected_before_the_sweep_is_over(
+    two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a local store they read it where it lies."""
+    monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
+    top = run(RECIPE, hill.Hill(), folder=RunFolder(tmp_path / "top"))
+    assert top.manifest is not None
+    registered.register(tmp_path / "top" / "artifact", top.manifest, by="test")
+    higher = replace(RECIPE, name="higher", kind="higher", run=hill.climb_on, inputs=("hill",))
+    found = Found(recipes={"higher": higher}, broken={})
+    monkeypatch.setattr("train.discover.discover", lambda: found)
+    words = ["higher", "--trials", "2", "--input", "hill=hill@1", "--out", str(tmp_path / "sweep")]
+    assert cli.main(words) == cli.FOUND
+    assert [trial.status for trial in read(tmp_path / "sweep").trials] == [Status.FINISHED] * 2
+    assert uses() == []
+    assert not archive_and_collect("hill@1")

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from models.errors import ConfigError
+from tests.train.toys.walk import full_once
 from train.recipe import Config, Gate, Metrics, Recipe, RunContext
 
 SHARDS = 12
@@ -21,7 +22,7 @@ class Duo(Config):
     every: int = Field(default=5, ge=1)
     pause_s: float = 0.0
     full_at: int = 0
-    """The disk is full while the checkpoint of this step is written."""
+    """The disk is full while the checkpoint of this step is written, for the first time."""
     wrong_at: int = 0
     """A ConfigError at this step."""
 
@@ -36,7 +37,8 @@ def run(config: Duo, context: RunContext) -> Metrics:
             raise ConfigError(f"step {step} is wrong")
         mine = [_push(config.seed, step, shard) for shard in range(rank, SHARDS, size)]
         place = 0.9 * place + _together(sum(mine), size)
-        save = partial(_save, place=place, step=step, full=step == config.full_at)
+        full = step == config.full_at and rank == 0 and full_once(context.out)
+        save = partial(_save, place=place, step=step, full=full)
         due = step % config.every == 0
         context.report(
             {"place": place}, step=step, total=config.steps, checkpoint=save if due else None

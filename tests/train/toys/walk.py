@@ -28,7 +28,7 @@ class Walk(Config):
     """Steps from checkpoint to checkpoint."""
     pause_s: float = 0.0
     full_at: int = 0
-    """The disk is full while the checkpoint of this step is written."""
+    """The disk is full while the checkpoint of this step is written, for the first time."""
     wrong_at: int = 0
     """A ConfigError at this step."""
     noise: Noise = Noise()
@@ -42,7 +42,8 @@ def run(config: Walk, context: RunContext) -> Metrics:
         place = 0.9 * place + config.noise.scale * random.Random(f"{config.seed} {step}").gauss()
         if step == config.wrong_at:
             raise ConfigError(f"step {step} is wrong")
-        save = partial(_save, place=place, step=step, full=step == config.full_at)
+        full = step == config.full_at and full_once(context.out)
+        save = partial(_save, place=place, step=step, full=full)
         due = step % config.every == 0
         context.report(
             {"place": place}, step=step, total=config.steps, checkpoint=save if due else None
@@ -50,6 +51,14 @@ def run(config: Walk, context: RunContext) -> Metrics:
         time.sleep(config.pause_s)
     (context.artifact / "walk.json").write_text(json.dumps(place))
     return {"place": place, "steps": float(config.steps)}
+
+
+def full_once(out: Path) -> bool:
+    """True the first time. Somebody frees some space before the run goes on."""
+    mark = out / ".was-full"
+    first = not mark.exists()
+    mark.touch()
+    return first
 
 
 def _save(folder: Path, place: float, step: int, full: bool) -> None:

@@ -51,6 +51,7 @@ RECIPE = Recipe(
             at_most=0.9, baseline="1: the same random model of bytes, untrained"
         )
     },
+    bases=("model.source",),
     parallel=True,
     space={
         "training.optimiser.learning_rate": Float(low=2e-5, high=2e-3, log=True),

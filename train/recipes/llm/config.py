@@ -61,8 +61,9 @@ class OptimiserConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of ``sgd``."""
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """After the warm-up; ``wsd`` is constant, and linear over its last fifth."""
+    schedule: str = "cosine"
+    """After the warm-up: ``constant``, ``linear``, ``cosine``, ``wsd`` (constant, and linear over
+    its last fifth), or ``module:function`` of your own."""
     warmup: float = Field(default=0.05, ge=0)
     """Below 1 a share of all steps, else steps."""
     final: Fraction = 0.1

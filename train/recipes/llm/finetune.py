@@ -26,7 +26,8 @@ def finetune(config: LlmConfig, context: RunContext, callbacks: Sequence[Callbac
     from train.recipes.llm.loop import Loop
 
     hooks = [*named.load(config.training.callbacks), *callbacks]
-    loaded = model.load(config, torch.device(context.device))
+    device, base = torch.device(context.device), context.inputs.get("model.source")
+    loaded = model.load(config, device, base)
     prepared = data.load(config, loaded.tokenizer)
     prepared.record(context)
     loop = Loop(config, context, loaded, prepared.train, prepared.held_out, hooks)

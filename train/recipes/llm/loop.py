@@ -91,6 +91,7 @@ class Loop:
         self._module = spread(self.objective, layers, self._group, self._settings.parallel)
         self._trained = model.trained()
         self._optimiser = optimisers.make(model.network, self._settings.optimiser)
+        optimisers.schedule(self._settings.optimiser)  # an unknown one is told of before any work
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=model.dtype == torch.float16)
         self._since = _Since()
 

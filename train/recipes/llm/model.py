@@ -5,7 +5,8 @@ adapter    what the artifact holds
 =========  =========================================================================
 lora       ``adapter_config.json``, ``adapter_model.safetensors``: PEFT's own format;
            ``base_model_name_or_path`` is the source that ``models.sources.fetch`` takes
-none       a whole model: ``config.json``, ``model.safetensors``, the tokenizer
+none       a whole model: ``config.json``, ``model.safetensors``
+both       the tokenizer, with the chat template that was learned with
 =========  =========================================================================
 """
 
@@ -71,6 +72,7 @@ class Model:
             self._save_whole(folder, weights)
         else:
             self._save_adapter(folder, weights)
+        self.tokenizer.save_pretrained(folder)
 
     def _save_adapter(self, folder: Path, weights: Weights) -> None:
         from peft import get_peft_model_state_dict
@@ -94,7 +96,6 @@ class Model:
         for name, tensor in self.network.state_dict().items():
             state.setdefault(name, tensor)  # buffers, and the second name of tied weights
         self.network.save_pretrained(folder, state_dict=state)
-        self.tokenizer.save_pretrained(folder)
 
 
 def _plain(value: object) -> object:
@@ -103,15 +104,19 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def load(config: LlmConfig, device: torch.device) -> Model:
+def load(config: LlmConfig, device: torch.device, base: Path | None = None) -> Model:
     """The base model with a fresh adapter; the same on every worker.
+
+    Args:
+        base: where the driver has the artifact that ``model.source`` names; other machines may
+            not have it there.
 
     Raises:
         ConfigError: no such model, or one that this machine cannot train so.
     """
     settings = config.model
     dtype = _dtype(settings, device)
-    network, tokenizer = _base(settings, dtype, device)
+    network, tokenizer = _base(settings, dtype, device, base)
     if settings.adapter != "none":
         network = _with_adapter(network, config)
         if device.type == "cpu":
@@ -155,7 +160,9 @@ def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _base(settings: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def _base(
+    settings: ModelConfig, dtype: torch.dtype, device: torch.device, base: Path | None
+) -> tuple[Any, Any]:
     if settings.adapter == "qlora" and device.type != "cuda":
         raise ConfigError(
             "model.adapter qlora needs a CUDA device (four-bit weights of bitsandbytes),"
@@ -172,7 +179,8 @@ def _base(settings: ModelConfig, dtype: torch.dtype, device: torch.device) -> tu
 
     logging.disable_progress_bar()  # it would write into the run's own
 
-    folder = fetch(settings.source, sha256=settings.sha256)
+    source = settings.source if base is None or not base.is_dir() else str(base)
+    folder = fetch(source, sha256=settings.sha256)
     # Weights that are trained are fp32, whatever the products are computed in.
     options: dict[str, Any] = {"dtype": torch.float32 if settings.adapter == "none" else dtype}
     if settings.adapter == "qlora":

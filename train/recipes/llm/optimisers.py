@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -14,8 +14,11 @@ from models.errors import ConfigError
 from train.recipes.llm.config import OptimiserConfig
 from train.recipes.llm.names import find
 
+T = TypeVar("T")
 Groups: TypeAlias = list[dict[str, Any]]
 Make: TypeAlias = Callable[[Groups, OptimiserConfig], Optimizer]
+Schedule: TypeAlias = Callable[[float, OptimiserConfig], float]
+"""Share of the way behind us since the warm-up → share of the learning rate."""
 
 
 class Lion(Optimizer):
@@ -56,17 +59,39 @@ OPTIMISERS: Mapping[str, Make] = {
 }
 
 
+SCHEDULES: Mapping[str, Schedule] = {
+    "constant": lambda done, c: 1.0,
+    "linear": lambda done, c: _down_to(c.final, 1 - done),
+    "cosine": lambda done, c: _down_to(c.final, 0.5 * (1 + math.cos(math.pi * done))),
+    "wsd": lambda done, c: _down_to(c.final, min(1.0, (1 - done) / 0.2)),
+}
+
+
+def _down_to(final: float, left: float) -> float:
+    return final + (1 - final) * left
+
+
 def make(model: nn.Module, config: OptimiserConfig) -> Optimizer:
     """Raises ConfigError: no such optimiser."""
-    factory = OPTIMISERS.get(config.name)
-    if factory is None:
-        if ":" not in config.name:
-            raise ConfigError(
-                f"training.optimiser.name is {config.name!r}; expected one of"
-                f" {', '.join(OPTIMISERS)}, or module:function"
-            )
-        factory = find(config.name, "training.optimiser.name")
+    factory = _named(OPTIMISERS, config.name, "training.optimiser.name")
     return factory(grouped(model, config.weight_decay), config)
+
+
+def schedule(config: OptimiserConfig) -> Schedule:
+    """Raises ConfigError: no such schedule."""
+    return _named(SCHEDULES, config.schedule, "training.optimiser.schedule")
+
+
+def _named(known: Mapping[str, T], name: str, key: str) -> T:
+    """Ours by its name, or anybody's as ``module:function``."""
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        raise ConfigError(
+            f"{key} is {name!r}; expected one of {', '.join(known)}, or module:function"
+        )
+    found: T = find(name, key)
+    return found
 
 
 def grouped(model: nn.Module, weight_decay: float) -> Groups:
@@ -96,18 +121,7 @@ def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
     if step + 1 < warmup:
         return config.learning_rate * (step + 1) / warmup
     done = min((step - warmup) / max(total - warmup, 1), 1.0) if step > warmup else 0.0
-    match config.schedule:
-        case "constant":
-            left = 1.0
-        case "linear":
-            left = 1 - done
-        case "cosine":
-            left = 0.5 * (1 + math.cos(math.pi * done))
-        case "wsd":
-            left = min(1.0, (1 - done) / 0.2)
-    if config.schedule != "constant":
-        left = config.final + (1 - config.final) * left
-    return config.learning_rate * left
+    return config.learning_rate * schedule(config)(done, config)
 
 
 def set_learning_rate(optimiser: Optimizer, value: float) -> None:

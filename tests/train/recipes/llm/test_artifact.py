@@ -40,10 +40,13 @@ def test_peft_loads_the_adapter_and_finds_the_loss_that_was_reported(
     settings = config(text, steps=20)
     metrics, _ = train(settings, tmp_path)
     artifact = tmp_path / "artifact"
-    assert {path.name for path in artifact.iterdir()} == {
+    names = {path.name for path in artifact.iterdir()}
+    assert {name for name in names if name.startswith("adapter_")} == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+    assert not [name for name in names if name.startswith("model")], "the base is not copied"
+    assert_has_the_tokenizer(artifact)
     written = json.loads((artifact / "adapter_config.json").read_text())
     assert (written["base_model_name_or_path"], written["r"]) == ("tiny", 16)
     assert written["target_modules"] == sorted(written["target_modules"])
@@ -61,7 +64,11 @@ def test_transformers_loads_a_model_that_was_trained_whole(text: Path, tmp_path:
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "artifact")
     assert held_out_loss(network, settings) == pytest.approx(metrics["eval_loss"], rel=1e-5)
     assert metrics["perplexity_ratio"] < 0.7
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "artifact")
+    assert_has_the_tokenizer(tmp_path / "artifact")
+
+
+def assert_has_the_tokenizer(artifact: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(artifact)
     assert tokenizer("ab")["input_ids"] == tiny.tokenizer()("ab")["input_ids"]
     assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
 

@@ -37,14 +37,30 @@ def test_wiki_markup_becomes_prose() -> None:
     ]
 
 
+def texts_of(source: str) -> list[str]:
+    """Skips a test whose data set is not installed."""
+    try:
+        rows = builtin.load(source)
+    except ConfigError as error:
+        pytest.skip(error.message)
+    return [origin.row.text for origin in rows if isinstance(origin.row, Text)]
+
+
 @pytest.mark.slow
 def test_wikipedia() -> None:
-    pytest.importorskip("gensim")
-    rows = builtin.load("builtin:wikipedia")
-    texts = [origin.row.text for origin in rows if isinstance(origin.row, Text)]
-    assert len(rows) == 106
+    texts = texts_of("builtin:wikipedia")
+    assert len(texts) == 106
     assert sum(map(len, texts)) > 2_500_000
     assert sum(text.count("[[") + text.count("{{") for text in texts) < 600
+
+
+@pytest.mark.slow
+def test_the_whole_brown_corpus() -> None:
+    texts = texts_of("builtin:brown")
+    assert len(texts) == 500
+    assert sum(map(len, texts)) > 5_000_000
+    assert "The Fulton County Grand Jury said Friday" in texts[0]
+    assert sum(text.count("/nn") + text.count("/at") for text in texts) < 20
 
 
 def test_brown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

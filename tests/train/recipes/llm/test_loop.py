@@ -206,6 +206,21 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(text: Path, tmp_path:
         train(settings, tmp_path)
 
 
+def test_the_learning_rate_follows_the_schedule_that_is_named(text: Path, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_step(self, event: StepEnd) -> None:
+            rates.append(event.learning_rate)
+
+    named = "tests.train.recipes.llm.experiment:halving"
+    optimiser = {"learning_rate": 0.08, "warmup": 0, "schedule": named}
+    train(config(text, steps=4, optimiser=optimiser), tmp_path / "run", callbacks=[Watch()])
+    assert rates == pytest.approx([0.08, 0.04, 0.02, 0.01])
+    with pytest.raises(ConfigError, match="schedule is 'sudden'; expected one of"):
+        train(config(text, optimiser={"schedule": "sudden"}), tmp_path / "other")
+
+
 def test_quantised_training_without_a_gpu_is_refused(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="qlora needs a CUDA device"):
         train(config(text, model={"adapter": "qlora"}), tmp_path)
@@ -220,12 +235,3 @@ def test_reports_say_what_people_watch(text: Path, tmp_path: Path) -> None:
     )
     assert {"eval_loss", "perplexity", "perplexity_ratio"} <= keeper.reports[1].metrics.keys()
     assert all(report.total == 4 for report in keeper.reports)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
-def test_compiled_layers_give_the_same_losses(text: Path, tmp_path: Path) -> None:
-    still = {"lora": {"dropout": 0}}
-    _, expected = train(config(text, model=still, steps=3), tmp_path / "a")
-    _, losses = train(config(text, model=still | {"compile": True}, steps=3), tmp_path / "b")
-    assert losses == pytest.approx(expected, abs=1e-5)

@@ -10,9 +10,15 @@ from torch import nn
 
 from models.errors import ConfigError
 from train.recipes.llm.config import OptimiserConfig
-from train.recipes.llm.optimisers import OPTIMISERS, Lion, grouped, learning_rate, make
-
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
+from train.recipes.llm.optimisers import (
+    OPTIMISERS,
+    SCHEDULES,
+    Lion,
+    grouped,
+    learning_rate,
+    make,
+    schedule,
+)
 
 
 class Net(nn.Module):
@@ -78,8 +84,22 @@ def test_an_optimiser_of_your_own_and_an_unknown_one() -> None:
     assert optimiser.param_groups[0]["lr"] == 3
 
 
+def test_a_schedule_of_your_own_and_an_unknown_one() -> None:
+    own = OptimiserConfig(
+        schedule="tests.train.recipes.llm.experiment:halving",
+        learning_rate=8.0,
+        warmup=2,
+        final=0.5,
+    )
+    assert [learning_rate(own, step, 6) for step in range(6)] == [4, 8, 8, 4, 2, 1]
+    with pytest.raises(ConfigError, match="expected one of constant, linear, cosine, wsd, or"):
+        schedule(OptimiserConfig(schedule="step"))
+    with pytest.raises(ConfigError, match=r"training\.optimiser\.schedule: .*Step.* cannot be"):
+        schedule(OptimiserConfig(schedule="torch.optim:Step"))
+
+
 @given(
-    schedule=st.sampled_from(SCHEDULES),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
     total=st.integers(1, 400),
     warmup=st.sampled_from([0, 0.05, 0.5, 3, 20]),
     final=st.floats(0, 1),
