@@ -161,7 +161,7 @@ def _dtype(settings: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def _base(
-    settings: ModelConfig, dtype: torch.dtype, device: torch.device, base: Path | None
+    settings: ModelConfig, dtype: torch.dtype, device: torch.device, base: Path | None = None
 ) -> tuple[Any, Any]:
     if settings.adapter == "qlora" and device.type != "cuda":
         raise ConfigError(
