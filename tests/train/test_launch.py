@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,8 +18,10 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from models.errors import ConfigError, Unavailable, UpstreamError
+from tests.train.conftest import environment
 from tests.train.recipes.llm import experiment
 from tests.train.toys.duo import RECIPE as DUO
 from tests.train.toys.duo import Duo
@@ -183,6 +187,54 @@ def test_fine_tuning_that_loses_a_worker_ends_with_the_same_losses(
     } == pytest.approx(losses, abs=1e-4)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fine_tuning_whose_driver_is_killed_goes_on_with_the_same_losses(
+    workers: int, tmp_path: Path
+) -> None:
+    """The driver alone: its workers live on for a moment, and may still write."""
+    import ray
+
+    file = tmp_path / "experiment.yaml"
+    settings = experiment.config(
+        experiment.write_text(tmp_path / "text"),
+        steps=16,
+        checkpoint_every=5,
+        callbacks=[f"{experiment.__name__}:Pause"],
+    )
+    file.write_text(yaml.safe_dump({"recipe": "llm", "config": settings.model_dump(mode="json")}))
+    out = tmp_path / "ray"
+    words = ["--config", str(file), "--workers", str(workers), "--out", str(out)]
+    environ = environment(tmp_path / "home") | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address
+    }
+
+    def drive(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "train", *words],
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    driver = drive(*words)
+    while driver.poll() is None and len(history.read(out)) < 8:
+        time.sleep(0.02)
+    driver.kill()
+    driver.communicate()
+    assert driver.returncode == -signal.SIGKILL
+    again = drive("--resume", str(out))
+    _, said = again.communicate(timeout=200)
+    assert again.returncode in (0, 1), said  # 1: so short a run may miss the gate
+    assert "goes on from step" in said
+    run(LLM, settings, folder=RunFolder(tmp_path / "here"))
+    losses = {each.step: each.metrics["loss"] for each in history.read(tmp_path / "here")}
+    assert losses[16] < losses[1] - 0.1, "nothing was learned that could be lost"
+    assert {each.step: each.metrics["loss"] for each in history.read(out)} == pytest.approx(
+        losses, abs=1e-4
+    )
+
+
 def test_an_error_that_would_come_again_ends_a_group_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="step 3 is wrong"):
         on_ray(DUO, Duo(wrong_at=3), tmp_path / "a", 2)
@@ -190,6 +242,8 @@ def test_an_error_that_would_come_again_ends_a_group_at_once(tmp_path: Path) -> 
     with pytest.raises(Unavailable, match="checkpoint of step 10"):
         on_ray(DUO, Duo(full_at=10), tmp_path / "b", 2)
     assert [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()] == ["step-0000000005"]
+    on_ray(DUO, Duo(full_at=10), tmp_path / "b", 2)  # with some space again
+    assert same(curve(tmp_path / "b"), expected(DUO, Duo(), tmp_path / "here"))
 
 
 def test_an_elastic_group_takes_the_room_there_is(tmp_path: Path) -> None:

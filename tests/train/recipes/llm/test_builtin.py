@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import ConfigError
+from tests.train.recipes.llm.experiment import config, train
 from train.recipes.llm import builtin
 from train.recipes.llm.rows import Text
 
@@ -61,6 +62,17 @@ def test_the_whole_brown_corpus() -> None:
     assert sum(map(len, texts)) > 5_000_000
     assert "The Fulton County Grand Jury said Friday" in texts[0]
     assert sum(text.count("/nn") + text.count("/at") for text in texts) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["builtin:wikipedia", "builtin:brown"])
+def test_a_model_learns_from_real_text(source: str, tmp_path: Path) -> None:
+    """From twelve beginnings; what is held out, the random model of bytes then knows by half."""
+    for number, text in enumerate(texts_of(source)[:12]):
+        (tmp_path / f"{number:02}.txt").write_text(text[:3000])
+    settings = config(tmp_path, model={"adapter": "none"}, steps=20, sequence_length=256)
+    metrics, _ = train(settings, tmp_path / "run")
+    assert metrics["perplexity_ratio"] < 0.5
 
 
 def test_brown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
