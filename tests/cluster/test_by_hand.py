@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -41,7 +42,13 @@ def test_it_starts_answers_and_stops_without_the_launcher(
     url, log = preflight.load(config).url, tmp_path / "serve.log"
     with log.open("wb") as output:
         serve = subprocess.Popen(
-            [BIN / "serve", "run", config], cwd=ROOT, env=plain, stdout=output, stderr=output
+            [BIN / "serve", "run", config],
+            cwd=ROOT,
+            env=plain,
+            stdout=output,
+            stderr=output,
+            # As in a terminal; a shell's background jobs inherit that Ctrl-C is ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     started: list[psutil.Process] = []
     try:
