@@ -61,7 +61,9 @@ def _unreadable(raw: bytes | str, error: ValidationError) -> InvalidInput | None
     """The field that is no text, if that is all that keeps a body from being JSON: its bytes are no
     UTF-8, or it escapes half of a character.
     """
-    issue = error.errors(include_url=False)[0]
+    if error.error_count() > 1:  # then it is JSON, and to describe them all costs much
+        return None
+    [issue] = error.errors(include_url=False)
     if issue["type"] != "json_invalid" or isinstance(raw, str) or len(raw) > SEARCHED:
         return None
     try:

@@ -218,7 +218,7 @@ async def test_of_a_field_that_is_given_twice_all_see_the_same(
                 await socket.say(asked.decode())
                 while (await socket.hear())["event"] == "token":
                     pass
-    prompts = [request.prompt[0].content for request in world.generator.requests]  # type: ignore[union-attr]
+    prompts = [request.prompt.messages[0].content for request in world.generator.requests]  # type: ignore[union-attr]
     assert prompts == ["ask [EMAIL]", "ask [EMAIL]", "hi", "hi"]
 
 

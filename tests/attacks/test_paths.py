@@ -256,7 +256,7 @@ async def test_the_source_of_an_adapter_is_fetched_from_nowhere(
     for source in ELSEWHERE:
         with pytest.raises((InvalidInput, NotFound)) as told:
             async with asyncio.timeout(30):
-                await adapters.publish("smollm2", "poet", source)
+                await adapters.publish("smollm2", "poet", source, by="test")
         assert no_network == [], source
         assert "root:" not in told.value.message
     assert not await adapters.published()
@@ -268,8 +268,8 @@ async def test_the_registry_gives_out_nothing_by_such_a_name(
 ) -> None:
     for name in NAMES:
         for attempt in (
-            adapters.publish("smollm2", name, None),
-            adapters.withdraw("smollm2", name),
+            adapters.publish("smollm2", name, None, by="test"),
+            adapters.withdraw("smollm2", name, by="test"),
         ):
             with pytest.raises((InvalidInput, NotFound)):
                 await attempt

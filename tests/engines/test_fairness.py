@@ -26,7 +26,7 @@ numbers = itertools.count(1)
 
 
 def ticket(tenant: str, *, weight: int = 1, cost: int = 1) -> Ticket[None]:
-    return Ticket(None, tenant, Priority.LOW, 0.0, 1.0, next(numbers), weight, cost)
+    return Ticket(None, tenant, Priority.LOW, 0.0, 1.0, next(numbers), weight, cost, cost)
 
 
 def take(line: FairLine[None]) -> str:
