@@ -45,7 +45,8 @@ def test_the_best_configuration_is_what_train_reads(
     assert text is not None
     assert text.startswith("# height 0.9: trial 1 ")
     (tmp_path / "best.yaml").write_text(text)
-    experiment = experiments.read(tmp_path / "best.yaml")
+    tree = experiments.read(tmp_path / "best.yaml")
+    experiment = experiments.experiment(tree, Hill, called="best.yaml")
     assert experiment.recipe == "hill"
     config = experiments.validated(Hill, experiment.config, called="best.yaml")
     point = trials[1].point
