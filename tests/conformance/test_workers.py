@@ -57,7 +57,7 @@ def test_two_workers_equal_one(recipe: Recipe[Any], rehearsals: Rehearsals, tmp_
             {name: value for name, value in each.metrics.items() if "loss" in name}
             for each in (step_alone, step_together)
         ]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-4)
+        assert losses[0] == pytest.approx(losses[1], rel=3e-3, abs=1e-4)
 
 
 def _inputs(out: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,12 @@ def same(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
 
 def workers_of_ray(name: str) -> list[psutil.Process]:
     """Of this test's Ray: its processes are our descendants."""
-    mine = psutil.Process().children(recursive=True)
-    return [each for each in mine if each.is_running() and name in " ".join(each.cmdline()[:1])]
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it may end at any moment
+            if each.is_running() and name in " ".join(each.cmdline()[:1]):
+                found.append(each)
+    return found
 
 
 def kill_one(folder: Path, name: str, *, after: int, rank: int = 0) -> threading.Thread:
@@ -221,8 +226,8 @@ def test_fine_tuning_whose_driver_is_killed_goes_on_with_the_same_losses(
     while driver.poll() is None and len(history.read(out)) < 8:
         time.sleep(0.02)
     driver.kill()
-    driver.communicate()
-    assert driver.returncode == -signal.SIGKILL
+    _, said = driver.communicate()
+    assert driver.returncode == -signal.SIGKILL, said
     again = drive("--resume", str(out))
     _, said = again.communicate(timeout=200)
     assert again.returncode in (0, 1), said  # 1: so short a run may miss the gate

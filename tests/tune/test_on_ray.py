@@ -154,6 +154,7 @@ def top(trial: Trial) -> dict[str, Any]:
 def test_a_gaussian_process_comes_to_the_bottom_of_branin(two_cpus: None, tmp_path: Path) -> None:
     """The file is the one that people are told of."""
     document = load_yaml((ROOT / "tune" / "sweeps" / "branin.yaml").read_text())
+    assert document.pop("recipe") == BRANIN.name
     trials, most = swept(tmp_path / "gp", BRANIN, **document)
     assert [trial.status for trial in trials] == [Status.FINISHED] * 40
     assert most == 1
