@@ -209,9 +209,9 @@ def test_fine_tuning_whose_driver_is_killed_goes_on_with_the_same_losses(
     file.write_text(yaml.safe_dump({"recipe": "llm", "config": settings.model_dump(mode="json")}))
     out = tmp_path / "ray"
     words = ["--config", str(file), "--workers", str(workers), "--out", str(out)]
-    environ = environment(tmp_path / "home") | {
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address
-    }
+    of_ray = {name: text for name, text in os.environ.items() if name.startswith("RAY_")}
+    of_ray["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    environ = environment(tmp_path / "home") | of_ray  # its token, too
 
     def drive(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
