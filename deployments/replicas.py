@@ -95,9 +95,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-logger = logging.getLogger(__name__)
-
-
 def _observers() -> Emit:
     """Who is told what happens in this process."""
     logs.configure()
