@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ async def shell(base: Path) -> AsyncIterator[GeneratorReplica]:
 
 
 async def stop(shell: GeneratorReplica) -> None:
+    with suppress(Unavailable):
+        await shell._catalogue.registry()  # one that is just being opened could not be closed
     for task in shell._tasks:
         task.cancel()
     await asyncio.gather(*shell._tasks, return_exceptions=True)
