@@ -14,12 +14,12 @@ import logging
 import math
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,8 @@ from state.places import Places
 if TYPE_CHECKING:
     from deployments.engines.embeddings import Embedding
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
@@ -120,6 +122,14 @@ def _told(name: str, error: Exception) -> PlatformError:
         return error
     logger.error("%s failed on a request", name, exc_info=error)
     return InternalError(f"{name} failed unexpectedly.")
+
+
+async def _or_told(name: str, work: Awaitable[T]) -> T | PlatformError:
+    """What ``work`` gives, or what is said of its failure: Ray would wrap what is raised."""
+    try:
+        return await work
+    except Exception as error:
+        return _told(name, error)
 
 
 def _threads(asked: int | None, replicas: Replicas) -> int:
@@ -185,17 +195,11 @@ class GeneratorReplica:
 
     async def tokenize(self, prompt: Prompt) -> Sequence[int] | PlatformError:
         """See ``models.contracts.Tokenizes``."""
-        try:
-            return await self._engine.tokenize(prompt)
-        except Exception as error:
-            return _told(self._name, error)
+        return await _or_told(self._name, self._engine.tokenize(prompt))
 
     async def detokenize(self, tokens: Sequence[int]) -> str | PlatformError:
         """See ``models.contracts.Tokenizes``."""
-        try:
-            return await self._engine.detokenize(tokens)
-        except Exception as error:
-            return _told(self._name, error)
+        return await _or_told(self._name, self._engine.detokenize(tokens))
 
     async def spent(self, receipts: Sequence[str]) -> list[Usage | None]:
         """What was done for requests whose clients have left; ``None``: not here, or not known."""
@@ -203,11 +207,11 @@ class GeneratorReplica:
 
     async def try_adapter(self, reference: str) -> PlatformError | None:
         """Load an adapter, to see whether this model can answer with it; or what is wrong."""
-        try:
+
+        async def load() -> None:
             await self._preload(await self._look_up(reference))
-        except Exception as error:
-            return _told(self._name, error)
-        return None
+
+        return await _or_told(self._name, load())
 
     async def ping(self) -> None:
         """Answers while the replica can take requests."""
@@ -333,16 +337,18 @@ class PredictorReplica:
         self, inputs: Sequence[Json], standing: Standing
     ) -> tuple[list[Json], str | None] | PlatformError:
         """Outputs, and the version that all of them come from; or what went wrong."""
+        return await _or_told(self._name, self._predicted(inputs, standing))
+
+    async def _predicted(
+        self, inputs: Sequence[Json], standing: Standing
+    ) -> tuple[list[Json], str | None]:
         outputs: list[Json] = []
-        try:
-            with self._following.pinned() as (version, batching):
-                # A batch at a time, so that one long list cannot fill the waiting room by itself.
-                size = self._following.limits.max_batch_size
-                for at in range(0, len(inputs), size):
-                    part = inputs[at : at + size]
-                    outputs += await self._submit(batching, part, at, standing)
-        except Exception as error:
-            return _told(self._name, error)
+        with self._following.pinned() as (version, batching):
+            # A batch at a time, so that one long list cannot fill the waiting room by itself.
+            size = self._following.limits.max_batch_size
+            for at in range(0, len(inputs), size):
+                part = inputs[at : at + size]
+                outputs += await self._submit(batching, part, at, standing)
         return outputs, version.name
 
     async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult | PlatformError:

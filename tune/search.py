@@ -219,23 +219,15 @@ def searcher(kind: Kind, space: Space, *, mode: Mode, seed: int = 0, points: int
             return Random(space, mode=mode, seed=seed)
         case "grid":
             return Grid(space, mode=mode, seed=seed, points=points)
-        case "tpe":
-            optuna = import_optuna()
+        case "tpe" | "gp":
+            samplers = import_optuna().samplers
+            sampler = samplers.TPESampler if kind == "tpe" else samplers.GPSampler
             return Model(
                 space,
                 mode=mode,
                 seed=seed,
-                sampler=lambda seed: optuna.samplers.TPESampler(seed=seed),
-                learns_from_stopped=True,
-            )
-        case "gp":
-            optuna = import_optuna()
-            return Model(
-                space,
-                mode=mode,
-                seed=seed,
-                sampler=lambda seed: optuna.samplers.GPSampler(seed=seed),
-                learns_from_stopped=False,
+                sampler=lambda seed: sampler(seed=seed),
+                learns_from_stopped=kind == "tpe",
             )
 
 

@@ -91,7 +91,7 @@ def unpack_answer(value: bytes, n: int) -> list[Delta] | None:
         usage = Usage(
             prompt_tokens=int(prompt), completion_tokens=int(completion), cached_tokens=int(cached)
         )
-        versions = packed.get("versions")
+        versions = packed["versions"]
         answer = [
             Delta(
                 index=index,

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from deployments.engines.linears import bias_of
+from models.int8 import quantise
 
 LEVELS = 255
 HALF = 128
@@ -48,11 +49,9 @@ class Int8Linear(nn.Module):
             smooth /= smooth.log().mean().exp()  # so that only differences between channels count
             weight = weight * smooth
             self._inverse = 1 / smooth
-        scale = weight.abs().amax(1, keepdim=True).clamp(min=TINY) / 127
-        whole = (weight / scale).round_().to(torch.int8)
+        whole, self._scale = quantise(weight)
         self._weight = whole.t()
         """``[in_features, out_features]``."""
-        self._scale = scale[:, 0]
         self._sums = whole.sum(1, dtype=torch.int32) * self._scale
         self._bias: torch.Tensor | None = None
         if any(linear.bias is not None for linear in linears):

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from models.contracts import Json
 from models.errors import ConfigError
+from models.int8 import quantise
 from models.predictors.requests import Input, parse, refuse
 
 if TYPE_CHECKING:
@@ -31,19 +32,10 @@ WEIGHTS = "model.safetensors"
 SCALE = ".scale"
 LONGEST = 100_000
 """Characters of a text."""
-TINY = 1e-30
 
 
 class Request(Input):
     text: Annotated[str, Field(strict=True, min_length=1, max_length=LONGEST)]
-
-
-def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, columns) → the same in int8, and a scale for each row: their product is near."""
-    import torch
-
-    scale = matrix.abs().amax(1, keepdim=True).clamp(min=TINY) / 127
-    return (matrix / scale).round().to(torch.int8), scale[:, 0]
 
 
 def save(folder: Path, network: Any, tokenizer: Any) -> None:

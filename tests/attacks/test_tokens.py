@@ -28,11 +28,8 @@ def database_url(tmp_path: Any) -> str:
 @pytest.fixture(scope="module")
 def mallory() -> Iterator[Issuer]:
     """Who signs, and would serve the keys for it."""
-    made = Issuer()
-    made.rsa("one")
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with Issuer.running() as issuer:
+        yield issuer
 
 
 def signed(mallory: Issuer, issuer: Issuer, header: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,7 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.launcher import background
-from deployments.launcher.background import Served
+from deployments.launcher.background import REPOSITORY, Served
 from tests import tiny_models
 from tests.documents import ROOT
 
@@ -116,3 +118,17 @@ def tiny_args(folder: Path, *, replicas: int, slots: int, capacity: int = 1000) 
 def long_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with room for streams that last seconds."""
     return tiny_models.make("llama", tmp_path_factory.mktemp("llama"), context=8192)
+
+
+def python(module: str, *words: str, code: int = 0) -> str:
+    """What a command of ours says, which ends with ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout

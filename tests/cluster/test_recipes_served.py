@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from deployments.launcher.background import REPOSITORY, Served
+from deployments.launcher.background import Served
 from models import artifact
 from models.sources import registry
-from tests.cluster.conftest import metric, serving, wait_until
+from tests.cluster.conftest import metric, python, serving, wait_until
 from tests.conformance.conftest import same
 from train.discover import find
 
@@ -44,18 +42,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         args = {"models": models, "gateway": {"replicas": {"cpus": 0, "drain_s": 1}}}
         with serving(args, folder) as platform:
             yield platform
-
-
-def python(module: str, *words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def test_many_clients_are_answered_in_batches(platform: Served) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from deployments.launcher.background import REPOSITORY, Served
 from tests import tiny_models
-from tests.cluster.conftest import serving, tiny_args, wait_until
+from tests.cluster.conftest import python, serving, tiny_args, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -159,19 +159,6 @@ def submit(platform: Served, module: str, *words: str) -> None:
         command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def python(module: str, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
 
 
 def chat(model: str) -> dict[str, Any]:

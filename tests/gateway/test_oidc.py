@@ -32,11 +32,8 @@ FAR_S = 30
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    made = Issuer()
-    made.rsa("one")
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with Issuer.running() as issuer:
+        yield issuer
 
 
 @pytest.fixture

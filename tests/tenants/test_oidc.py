@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -48,6 +49,16 @@ class Issuer:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Self]:
+        """One with a key."""
+        made = cls()
+        made.rsa("one")
+        yield made
+        made.server.shutdown()
+        made.server.server_close()
+
     def document(self, path: str) -> Any:
         if path != "/keys":
             return {"jwks_uri": f"{self.url}/keys"}
@@ -86,11 +97,8 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    made = Issuer()
-    made.rsa("one")
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with Issuer.running() as issuer:
+        yield issuer
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
@@ -186,7 +185,7 @@ class ChatRequest(GenerateFields, HarmlessFields):
             self.tools,
             choice,
             parallel=self.parallel_tool_calls is not False,
-            answer=None if form is None else json.loads(form.text),
+            answer=self.json_schema,
         ).as_grammar()
         if len(found.text) > MAX_GRAMMAR:
             raise InvalidInput(

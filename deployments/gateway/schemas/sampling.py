@@ -14,7 +14,7 @@ from models.errors import InvalidInput
 
 MAX_GRAMMAR = 65_536
 """Characters."""
-ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 StopText: TypeAlias = Annotated[str, Field(min_length=1, max_length=512)]
 Stop: TypeAlias = Annotated[
@@ -141,10 +141,18 @@ class SamplingFields(Strict):
             given["grammar"] = grammar
         return replace(defaults, **{**given, **overrides})
 
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """What an answer has to be valid for, if it has to be JSON."""
+        form = self.response_format
+        if isinstance(form, JsonObjectFormat):
+            return ANY_OBJECT
+        return form.json_schema.definition if isinstance(form, JsonSchemaFormat) else None
+
     def grammar(self) -> Grammar | None:
         """Raises :class:`InvalidInput` as :meth:`sampling`."""
-        form, other = self.response_format, self.structured_outputs
-        if form is None or isinstance(form, TextFormat):
+        schema, other = self.json_schema, self.structured_outputs
+        if schema is None:
             return None if other is None else other.as_grammar
         if other is not None:
             raise InvalidInput(
@@ -152,9 +160,7 @@ class SamplingFields(Strict):
                 " give one.",
                 param="structured_outputs",
             )
-        if isinstance(form, JsonObjectFormat):
-            return ANY_OBJECT
-        text = json.dumps(form.json_schema.definition)
+        text = json.dumps(schema)
         if len(text) > MAX_GRAMMAR:
             raise InvalidInput(
                 f"The schema has {len(text)} characters; at most {MAX_GRAMMAR} are read.",

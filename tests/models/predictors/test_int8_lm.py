@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.errors import ConfigError, InvalidInput
+from models.int8 import quantise
 from models.predictors import int8_lm
 from train.recipes.llm import tiny
 
@@ -34,7 +35,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_rows_are_rounded_to_the_next_of_255_steps() -> None:
     matrix = torch.randn(7, 50) * torch.logspace(-3, 3, 7)[:, None]
     matrix[3] = 0
-    whole, scale = int8_lm.quantise(matrix)
+    whole, scale = quantise(matrix)
     assert whole.dtype == torch.int8
     off = (whole * scale[:, None] - matrix).abs()
     assert (off <= 0.5001 * scale[:, None]).all()
