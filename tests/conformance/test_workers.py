@@ -52,12 +52,15 @@ def test_two_workers_equal_one(recipe: Recipe[Any], rehearsals: Rehearsals, tmp_
     )
     alone, together = history.read(one.folder / "out"), history.read(tmp_path / "two")
     assert [each.step for each in together] == [each.step for each in alone]
-    for step_alone, step_together in zip(alone, together, strict=True):
+    for number, (step_alone, step_together) in enumerate(zip(alone, together, strict=True)):
+        # A wrong division of the work shows at once. Later, float32 parts by itself: one worker
+        # with one thread or with two is 1.3e-3 apart after the four epochs of ``vision``.
+        near = 3e-3 if number else 1e-4
         losses = [
             {name: value for name, value in each.metrics.items() if "loss" in name}
             for each in (step_alone, step_together)
         ]
-        assert losses[0] == pytest.approx(losses[1], rel=3e-3, abs=1e-4)
+        assert losses[0] == pytest.approx(losses[1], rel=near, abs=1e-5)
 
 
 def _inputs(out: Path) -> dict[str, str]:
