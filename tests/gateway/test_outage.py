@@ -407,11 +407,11 @@ async def test_counters_that_go_away_under_load(
         within = [told for told in it.answers if began + 0.1 < told.began and told.ended < ended]
         for what in KINDS:
             statuses = Counter(told.status for told in within if told.what == what)
-            if what in UNMETERED:  # on a busy machine the database may once be late, too
-                assert statuses.keys() <= {200, 503}, what
-                assert statuses[200] > 9 * statuses[503], what
+            if what == "webhook":  # which is written: on a busy machine that may once be late, too
+                assert statuses.keys() <= {200, 503}
+                assert statuses[200] > 9 * statuses[503]
             else:
-                assert statuses.keys() == {503}, what
+                assert statuses.keys() == ({200} if what in UNMETERED else {503}), what
         await check_the_ledger(it, counters_remember=way == "freeze")
 
 
