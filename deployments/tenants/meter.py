@@ -240,8 +240,8 @@ class Meter:
 
     async def levels(self, principal: Principal) -> tuple[Level, ...]:
         """Where the tenant's limits stand. Raises StateUnavailable."""
-        asked = [Demand(limit=limit, amount=0) for limit in self._limits(principal).values()]
-        return await self.counters.levels(principal.tenant, asked) if asked else ()
+        limits = tuple(self._limits(principal).values())
+        return await self.counters.levels(principal.tenant, limits) if limits else ()
 
     async def close(self) -> None:
         """Once all that runs is settled."""

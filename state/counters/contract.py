@@ -49,8 +49,8 @@ class Counters(Protocol):
         """The lease lives for ``ttl_s`` from now; False if there is none."""
         ...
 
-    async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
-        """Where the limits stand; nothing is taken."""
+    async def levels(self, owner: str, limits: Sequence[Limit]) -> tuple[Level, ...]:
+        """Where limits stand."""
         ...
 
     async def spent(self, owner: str, limit: Limit) -> Level:

@@ -70,6 +70,11 @@ class Demand(NamedTuple):
     """0: only ask."""
 
 
+def asked(limits: Iterable[Limit]) -> list[Demand]:
+    """To ask where they stand, and take nothing."""
+    return [Demand(limit, 0) for limit in limits]
+
+
 class Level(NamedTuple):
     """Where a limit stands."""
 
@@ -118,7 +123,9 @@ def decide(
     holds: list[Hold] = []
     for limit, amount in demands:
         if amount:
-            place, changed[limit.key] = _charged(limit, cells.get(limit.key, []), amount, now_ms)
+            place, cell = _charged(limit, cells.get(limit.key, []), amount, now_ms)
+            if cell:
+                changed[limit.key] = cell
             holds.append(Hold(limit, place, amount))
     after = [
         _level(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from state.counters.contract import Reservation
-from state.counters.limits import Cell, Demand, Hold, Level, Limit, decide, settle, spent
+from state.counters.limits import Cell, Demand, Hold, Level, Limit, asked, decide, settle, spent
 
 
 @dataclass(slots=True)
@@ -43,8 +43,8 @@ class MemoryCounters:
     ) -> Reservation:
         now_ms, book = self._now(owner)
         if lease in book.leases:
-            asked = [Demand(limit=each.limit, amount=0) for each in demands]
-            told = decide(book.cells, len(book.leases), asked, now_ms)
+            limits = [each.limit for each in demands]
+            told = decide(book.cells, len(book.leases), asked(limits), now_ms)
             return Reservation(allowed=True, levels=told.levels)
         decision = decide(book.cells, len(book.leases), demands, now_ms)
         if decision.allowed and decision.holds:
@@ -68,9 +68,9 @@ class MemoryCounters:
         found.expires_ms = now_ms + round(ttl_s * 1000)
         return True
 
-    async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
+    async def levels(self, owner: str, limits: Sequence[Limit]) -> tuple[Level, ...]:
         now_ms, book = self._now(owner)
-        return decide(book.cells, len(book.leases), demands, now_ms).levels
+        return decide(book.cells, len(book.leases), asked(limits), now_ms).levels
 
     async def spent(self, owner: str, limit: Limit) -> Level:
         now_ms, book = self._now(owner)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from state.counters.contract import Reservation
-from state.counters.limits import Demand, Level, Limit
+from state.counters.limits import Demand, Level, Limit, asked
 from state.patience import SERVER_S
 from state.redis_script import RedisScript
 
@@ -57,12 +57,13 @@ class RedisCounters:
     async def renew(self, owner: str, lease: str, *, ttl_s: float) -> bool:
         return bool(await self._run("renew", owner, lease, ttl_s, ()))
 
-    async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
+    async def levels(self, owner: str, limits: Sequence[Limit]) -> tuple[Level, ...]:
+        demands = asked(limits)
         return _levels(demands, await self._run("levels", owner, "", 0, _arguments(demands)))
 
     async def spent(self, owner: str, limit: Limit) -> Level:
-        asked = [Demand(limit=limit, amount=0)]
-        [level] = _levels(asked, await self._run("spent", owner, "", 0, _arguments(asked)))
+        demands = asked([limit])
+        [level] = _levels(demands, await self._run("spent", owner, "", 0, _arguments(demands)))
         return level
 
     async def drop(self, owner: str) -> bool:

@@ -16,7 +16,18 @@ from typing import TypeVar
 import orjson
 
 from state.counters.contract import Reservation
-from state.counters.limits import Cell, Demand, Hold, Level, Limit, Strategy, decide, settle, spent
+from state.counters.limits import (
+    Cell,
+    Demand,
+    Hold,
+    Level,
+    Limit,
+    Strategy,
+    asked,
+    decide,
+    settle,
+    spent,
+)
 from state.patience import SERVER_S
 from state.sqlite_file import SqliteFile
 
@@ -63,8 +74,8 @@ class SqliteCounters:
         def act(now_ms: int) -> Reservation:
             cells, running, known = self._read(owner, now_ms, lease)
             if known:
-                asked = [Demand(limit=each.limit, amount=0) for each in demands]
-                told = decide(cells, running, asked, now_ms)
+                limits = [each.limit for each in demands]
+                told = decide(cells, running, asked(limits), now_ms)
                 return Reservation(allowed=True, levels=told.levels)
             decision = decide(cells, running, demands, now_ms)
             if decision.allowed and decision.holds:
@@ -103,10 +114,10 @@ class SqliteCounters:
 
         return await self._alone(act)
 
-    async def levels(self, owner: str, demands: Sequence[Demand]) -> tuple[Level, ...]:
+    async def levels(self, owner: str, limits: Sequence[Limit]) -> tuple[Level, ...]:
         def act(now_ms: int) -> tuple[Level, ...]:
             cells, running, _ = self._read(owner, now_ms)
-            return decide(cells, running, demands, now_ms).levels
+            return decide(cells, running, asked(limits), now_ms).levels
 
         return await self._alone(act)
 

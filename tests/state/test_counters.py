@@ -85,7 +85,7 @@ async def take(
 
 
 async def left(counters: Counters, limit: Limit) -> int:
-    [level] = await counters.levels("acme", [Demand(limit=limit, amount=0)])
+    [level] = await counters.levels("acme", [limit])
     return level.remaining
 
 
@@ -214,7 +214,7 @@ async def test_a_month_is_a_calendar_month(make: Make) -> None:
     clock = Clock(datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC).timestamp())
     counters = make(clock)
     assert await take(counters, "a", (monthly, 1_000_000))
-    [level] = await counters.levels("acme", [Demand(limit=monthly, amount=0)])
+    [level] = await counters.levels("acme", [monthly])
     assert level.reset_ms == 1000
     clock.now += 1
     assert await left(counters, monthly) == 1_000_000
@@ -318,7 +318,7 @@ async def test_what_is_spent_is_not_what_is_held(make: Make, limit: Limit) -> No
     used = 0 if limit is at_once else unit // 2
     assert (await other.spent("acme", limit)).remaining == limit.amount - used
     level = await other.spent("acme", limit)
-    [held] = await other.levels("acme", [Demand(limit=limit, amount=0)])
+    [held] = await other.levels("acme", [limit])
     assert held.remaining == level.remaining - unit
     assert (level.name, level.amount) == (held.name, held.amount)
     assert await one.settle("acme", "b", {})
@@ -356,12 +356,12 @@ async def test_a_decision_is_one_round_trip_to_redis(redis_server: RedisServer) 
         await counters.ping()
         assert await take(counters, "first", (sliding, 1))  # from here on Redis has the script
         wanted = [(per_minute, 1), (sliding, 1), (bucket, 1), (monthly, 1), (at_once, 1)]
-        asked = [Demand(limit=limit, amount=0) for limit, _ in wanted]
+        limits = [limit for limit, _ in wanted]
         for call in (
             lambda: take(counters, "a", *wanted),
             lambda: take(counters, "b", (sliding, 1000)),
             lambda: counters.renew("acme", "a", ttl_s=60),
-            lambda: counters.levels("acme", asked),
+            lambda: counters.levels("acme", limits),
             lambda: counters.spent("acme", sliding),
             lambda: counters.settle("acme", "a", {"tokens": 0}),
         ):
@@ -382,6 +382,6 @@ async def test_an_owner_is_forgotten_whole(make: Make) -> None:
     assert not await counters.settle("acme", "running", {"tokens": 5}), "it has no lease any more"
     assert not await counters.renew("acme", "running", ttl_s=60)
     assert await left(counters, sliding) == 100
-    [level] = await counters.levels("acme2", [Demand(limit=sliding, amount=0)])
+    [level] = await counters.levels("acme2", [sliding])
     assert level.remaining == 70
     assert not await counters.drop("nobody")

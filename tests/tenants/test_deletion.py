@@ -102,7 +102,7 @@ async def test_other_stores_forget_it_too(directory: Directory) -> None:
     await directory.create("acme", plan="free", by="me")
     counters = MemoryCounters(lambda: 1_700_000_000.0)
     cache = MemoryCache(Bounds(max_bytes=10**6, max_entry_bytes=10**6))
-    demands, nothing = ([Demand(limit=TOKENS, amount=amount)] for amount in (10, 0))
+    demands = [Demand(limit=TOKENS, amount=10)]
     for tenant in ("acme", "other"):
         await counters.reserve(tenant, "a", demands, ttl_s=60)
         await cache.put(tenant, {"one": b"1", "two": b"2"}, ttl_s=60)
@@ -110,8 +110,8 @@ async def test_other_stores_forget_it_too(directory: Directory) -> None:
     assert (done.removed["counters"], done.removed["cache_entries"]) == (1, 2)
     assert await cache.get("acme", ["one"]) == [None]
     assert await cache.get("other", ["one"]) == [b"1"]
-    assert (await counters.levels("acme", nothing))[0].remaining == 10
-    assert (await counters.levels("other", nothing))[0].remaining == 0
+    assert (await counters.levels("acme", [TOKENS]))[0].remaining == 10
+    assert (await counters.levels("other", [TOKENS]))[0].remaining == 0
 
 
 async def test_its_keys_are_refused_before_anything_goes(
