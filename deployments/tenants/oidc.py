@@ -7,6 +7,7 @@ expiry must be right; a tenant and a role stand in claims whose names are config
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,8 @@ KEYS_FRESH_S = 300.0
 ASK_AGAIN_S = 5.0
 """A token that names an unknown key makes us ask for the keys anew, but not more often."""
 TIMEOUT_S = 3.0
+LONGEST_SUBJECT = 100
+"""Characters, in rows that say who did something; one that is longer goes by its hash."""
 
 
 class OidcAuthenticator:
@@ -65,7 +68,7 @@ class OidcAuthenticator:
         refuse_suspended(tenant)
         return Principal(
             tenant=tenant.name,
-            subject=f"oidc:{claims['sub']}",
+            subject=_subject(self._claim(claims, "sub")),
             role=role,
             scopes=GRANTS[role],
             plan=tenant.plan,
@@ -98,7 +101,7 @@ class OidcAuthenticator:
 
     def _claim(self, claims: dict[str, Any], name: str) -> str:
         value = claims.get(name)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or not value.isprintable():
             raise Unauthorized(f"The bearer token has no text in its claim {name!r}.")
         return value
 
@@ -169,3 +172,9 @@ class OidcAuthenticator:
             return await self._directory.tenant(name)
         except NotFound:
             return None
+
+
+def _subject(claimed: str) -> str:
+    if len(claimed) > LONGEST_SUBJECT:
+        claimed = f"sha256:{hashlib.sha256(claimed.encode()).hexdigest()}"
+    return f"oidc:{claimed}"

@@ -23,6 +23,7 @@ from deployments.tenants.directory import Directory
 from deployments.tenants.oidc import OidcAuthenticator
 from deployments.tenants.principal import GRANTS, Role
 from models.errors import Forbidden, Unauthorized
+from state import tables
 from state.errors import StateUnavailable
 
 
@@ -125,6 +126,17 @@ async def test_a_token_is_a_principal(tokens: OidcAuthenticator, issuer: Issuer)
     assert issuer.asked == 1, "its keys are kept"
 
 
+async def test_who_is_called_at_length_fits_the_audit_log(
+    tokens: OidcAuthenticator, issuer: Issuer
+) -> None:
+    """An issuer may use 255 characters (OpenID Connect Core, 2), and some use more."""
+    given = ["a" * 300, "a" * 301, "a" * oidc.LONGEST_SUBJECT]
+    names = [(await tokens.principal(issuer.token(sub=sub))).subject for sub in given]
+    assert len(set(names)) == 3
+    assert max(map(len, names)) <= tables.audit.c.who.type.length
+    assert names[-1] == f"oidc:{given[-1]}"
+
+
 @pytest.mark.parametrize(
     ("claims", "why"),
     [
@@ -136,6 +148,8 @@ async def test_a_token_is_a_principal(tokens: OidcAuthenticator, issuer: Issuer)
         ({"nbf": time.time() + 3600}, "not yet valid"),
         ({"tenant": None}, "no text in its claim 'tenant'"),
         ({"tenant": 5}, "no text in its claim 'tenant'"),
+        ({"tenant": "acme\0"}, "no text in its claim 'tenant'"),
+        ({"sub": "\ud800"}, "no text in its claim 'sub'"),
         ({"tenant": "nobody"}, "tenant 'nobody' is not known"),
         ({"role": "root"}, "role is 'root'"),
     ],
