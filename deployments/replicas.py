@@ -49,6 +49,7 @@ from deployments.gateway.services import EmbedResult, ServedModel, Services
 from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
 from deployments.observability.events import BatchFailed, BatchRan, Emit, fan_out
+from deployments.observability.exemplars import Exemplars
 from deployments.publishing import RegistryAdapters
 from deployments.remote import (
     RemoteEmbedder,
@@ -457,7 +458,8 @@ class GatewayReplica:
         async def close() -> None:
             await asyncio.gather(ledger.close(), idempotency.close())
 
-        emit, state = _observers(), {"database": database.ping}
+        exemplars = Exemplars()
+        emit, state = fan_out(_observers(), exemplars), {"database": database.ping}
         if entrance is None:  # nobody has limits, and nobody is to pay
             logger.warning(OPEN)
         else:
@@ -483,7 +485,11 @@ class GatewayReplica:
                 config=config,
                 emit=emit,
                 ready=lambda: readiness(self._handles, state),
-                metrics=ClusterMetrics(ray_metrics.node_endpoints).exposition,
+                metrics=ClusterMetrics(
+                    ray_metrics.node_endpoints,
+                    exemplars=exemplars.last,
+                    home=ray_metrics.own_endpoint,
+                ).page,
                 adapters=RegistryAdapters(
                     Catalogue(),
                     self._generating(),

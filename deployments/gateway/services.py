@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deployments.config import GatewayConfig
 from deployments.guardrails.guard import Guardrails
 from deployments.observability.events import Emit
+from deployments.observability.exposition import Page
 from deployments.tenants.directory import Directory
 from deployments.tenants.idempotency import IdempotencyRecords
 from deployments.tenants.identity import Authenticator
@@ -194,8 +195,8 @@ class Services:
     emit: Emit
     ready: Callable[[], Awaitable[Mapping[str, bool | str]]]
     """Each component: True, or why it is not ready."""
-    metrics: Callable[[], Awaitable[bytes]]
-    """The Prometheus text of the whole cluster."""
+    metrics: Callable[[str], Awaitable[Page]]
+    """The page of the whole cluster for Prometheus, by what is accepted."""
     adapters: Adapters = field(default_factory=NoAdapters)
     directory: Directory | None = None
     """Tenants and keys; ``None``: a gateway without a database."""

@@ -1,156 +1,101 @@
-"""Pages of Ray's exporters, one a node, become the one page of the cluster. Pure.
+"""The page of the cluster, as Prometheus reads it. Pure.
 
-A series is summed over the processes of a node, never over nodes: when a node goes, its
-series end, as Prometheus expects; a sum over nodes would fall, and ``rate()`` would read
-the fall as a restart. Ray's own labels (worker, session, version) are dropped.
+OpenMetrics is the same page with *exemplars*: beside a bucket, one request that fell into it, by
+the id that its log lines and its answer have.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from operator import itemgetter
-from typing import TypeAlias
+from typing import NamedTuple
 
-from deployments.observability.accumulator import Distribution
-from deployments.observability.metrics import TABLE, Kind, LabelValues, Metric
-from deployments.observability.wire import BIN, EXPORTED, REPLICA, Part
+from deployments.observability.exemplars import Exemplar, Exemplified
+from deployments.observability.merging import FAMILIES, Distributions, Key, Measurements, Values
+from deployments.observability.metrics import Kind, Metric
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-SCRAPE_UP = Metric("frontier_scrape_up", Kind.GAUGE, "1 if the metrics of a node could be read.")
-
-# Of Ray's several hundred families, those that an operator of this platform looks at.
-# Ray forgets a gauge after two report intervals, so none that is set less often is here.
-RAY_FAMILIES = (
-    Metric("ray_node_cpu_utilization", Kind.GAUGE, "CPU use of a node, percent."),
-    Metric("ray_node_cpu_count", Kind.GAUGE, "CPUs of a node."),
-    Metric("ray_node_mem_used", Kind.GAUGE, "Memory in use on a node, bytes."),
-    Metric("ray_node_mem_total", Kind.GAUGE, "Memory of a node, bytes."),
-    Metric("ray_node_gpus_utilization", Kind.GAUGE, "GPU use, percent.", ("GpuIndex",)),
-    Metric("ray_node_gram_used", Kind.GAUGE, "GPU memory in use, MB.", ("GpuIndex",)),
-    Metric("ray_node_gram_available", Kind.GAUGE, "GPU memory free, MB.", ("GpuIndex",)),
-    Metric(
-        "ray_serve_deployment_status",
-        Kind.GAUGE,
-        "0 unknown, 1 deploy failed, 2 unhealthy, 3 updating, 4/5 up-/downscaling, 6 healthy.",
-        ("application", "deployment"),
-    ),
-    Metric(
-        "ray_serve_autoscaling_target_replicas",
-        Kind.GAUGE,
-        "Replicas that Serve wants a deployment to have.",
-        ("application", "deployment"),
-    ),
-    Metric(
-        "ray_serve_deployment_replica_starts_total",
-        Kind.COUNTER,
-        "Replicas started.",
-        ("application", "deployment"),
-    ),
-)
-
-# The labels that a family keeps on the page, beside ``node``.
-FAMILIES: Mapping[Metric, tuple[str, ...]] = {
-    SCRAPE_UP: (),
-    **{m: (*m.labels, REPLICA) if m.kind is Kind.GAUGE else m.labels for m in TABLE},
-    **{m: m.labels for m in RAY_FAMILIES},
-}
-
-_Key: TypeAlias = tuple[str, LabelValues]
-"""A node, and the values of the family's labels, still escaped as they came."""
-_Values: TypeAlias = dict[_Key, float]
-_Distributions: TypeAlias = dict[_Key, Distribution]
-
-_KNOWN = {**EXPORTED, **{metric.name: (metric, Part.VALUE) for metric in RAY_FAMILIES}}
-_PREFIXES = (b"ray_frontier_", *(metric.name.encode() for metric in RAY_FAMILIES))
-_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+TOTAL = "_total"
 
 
-def merge(pages: Mapping[str, bytes | None]) -> bytes:
-    """The page of the cluster, from ``{host:port: its page, None if it could not be read}``."""
-    values: dict[Metric, _Values] = {metric: {} for metric in FAMILIES}
-    distributions: dict[Metric, _Distributions] = {metric: {} for metric in FAMILIES}
-    for node, page in pages.items():
-        values[SCRAPE_UP][node, ()] = float(page is not None)
-        for metric, part, labels, value in _samples(page or b""):
-            key = (node, tuple([labels.get(name, "") for name in FAMILIES[metric]]))
-            series = values[metric]
-            if metric.kind is Kind.HISTOGRAM:
-                _add_part(metric, distributions[metric], key, part, labels, value)
-            elif metric.kind is Kind.COUNTER:
-                series[key] = series.get(key, 0.0) + value
-            else:
-                # Two processes with one gauge: a controller that was just replaced.
-                series[key] = max(series.get(key, value), value)
+class Page(NamedTuple):
+    content: bytes
+    media_type: str
+
+
+def text(measured: Measurements) -> bytes:
+    """In Prometheus' text format (``TEXT``)."""
     lines: list[str] = []
     for metric in FAMILIES:
-        lines += (f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}")
-        lines += _value_lines(metric, values[metric])
-        lines += _histogram_lines(metric, distributions[metric])
+        lines += _family(metric, metric.name, measured, {})
     lines.append("")
     return "\n".join(lines).encode()
 
 
-def _samples(page: bytes) -> Iterator[tuple[Metric, Part, dict[str, str], float]]:
-    """What we know of a page, which is large (700 kB) and mostly Ray's own affairs."""
-    for line in page.split(b"\n"):
-        if not line.startswith(_PREFIXES):
-            continue
-        sample = _SAMPLE.match(line.decode())
-        if sample is None:
-            continue
-        name, labels, value = sample.groups()
-        if name in _KNOWN:
-            yield *_KNOWN[name], dict(_LABEL.findall(labels or "")), float(value)
+def open_metrics(
+    measured: Measurements, exemplars: Mapping[Exemplified, Exemplar], node: str | None
+) -> bytes:
+    """In the format of OpenMetrics 1.0 (``OPEN_METRICS``).
 
-
-def _add_part(
-    metric: Metric,
-    distributions: _Distributions,
-    key: _Key,
-    part: Part,
-    labels: Mapping[str, str],
-    value: float,
-) -> None:
-    distribution = distributions.get(key)
-    if distribution is None:
-        distribution = distributions[key] = Distribution([0] * (len(metric.buckets) + 1))
-    if part is Part.SUM:
-        distribution.total += value
-    else:
-        distribution.counts[_bucket(metric, labels.get(BIN, ""))] += int(value)
-
-
-def _bucket(metric: Metric, bound: str) -> int:
-    """The bucket of a bin. Processes of an older release may have had other bounds; and past
-    2 000 series of a family the agent adds the rest up in one without labels.
+    Args:
+        exemplars: of the process that answers.
+        node: on which it runs, ``host:port``; ``None``: unknown, so there are no exemplars.
     """
-    try:
-        return bisect_left(metric.buckets, float(bound))
-    except ValueError:
-        return len(metric.buckets)
+    lines: list[str] = []
+    notes = {
+        (metric, (node, tuple(map(_escaped, labels))), bucket): _note(exemplar)
+        for (metric, labels, bucket), exemplar in exemplars.items()
+        if node is not None
+    }
+    for metric in FAMILIES:
+        counted = metric.kind is Kind.COUNTER  # there a family is called without the ending
+        lines += _family(
+            metric, metric.name.removesuffix(TOTAL) if counted else metric.name, measured, notes
+        )
+    lines += ("# EOF", "")
+    return "\n".join(lines).encode()
 
 
-def _value_lines(metric: Metric, series: _Values) -> Iterator[str]:
+def _family(
+    metric: Metric, name: str, measured: Measurements, notes: Mapping[tuple[Metric, Key, int], str]
+) -> Iterator[str]:
+    yield f"# HELP {name} {metric.help}"
+    yield f"# TYPE {name} {metric.kind}"
+    yield from _value_lines(metric, measured.values[metric])
+    yield from _histogram_lines(metric, measured.distributions[metric], notes)
+
+
+def _note(exemplar: Exemplar) -> str:
+    return (
+        f' # {{request_id="{_escaped(exemplar.request_id)}"}} {exemplar.value!r} {exemplar.at:.3f}'
+    )
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _value_lines(metric: Metric, series: Values) -> Iterator[str]:
     for key, value in sorted(series.items()):
         yield f"{metric.name}{_braces(metric, key)} {value!r}"
 
 
-def _histogram_lines(metric: Metric, series: _Distributions) -> Iterator[str]:
+def _histogram_lines(
+    metric: Metric, series: Distributions, notes: Mapping[tuple[Metric, Key, int], str]
+) -> Iterator[str]:
     les = [*(f'le="{float(bound)}"' for bound in metric.buckets), 'le="+Inf"']
     for key, distribution in sorted(series.items(), key=itemgetter(0)):
         cumulative = list(accumulate(distribution.counts))
-        for le, count in zip(les, cumulative, strict=True):
-            yield f"{metric.name}_bucket{_braces(metric, key, le)} {count}"
+        for bucket, (le, count) in enumerate(zip(les, cumulative, strict=True)):
+            note = notes.get((metric, key, bucket), "")
+            yield f"{metric.name}_bucket{_braces(metric, key, le)} {count}{note}"
         yield f"{metric.name}_sum{_braces(metric, key)} {distribution.total!r}"
         yield f"{metric.name}_count{_braces(metric, key)} {cumulative[-1]}"
 
 
-def _braces(metric: Metric, key: _Key, *more: str) -> str:
+def _braces(metric: Metric, key: Key, *more: str) -> str:
     """``{a="x",node="host:port"}``. To Prometheus an empty label is none, so it is left out."""
     node, values = key
     named = zip(FAMILIES[metric], values, strict=True)

@@ -95,5 +95,14 @@ def node_endpoints() -> Sequence[str]:
     ]
 
 
+def own_endpoint() -> str | None:
+    """That of the node on which this process runs. Asks the GCS, and so blocks."""
+    here = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == here:
+            return _host_port(node["NodeManagerAddress"], node["MetricsExportPort"])
+    return None
+
+
 def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -82,7 +82,7 @@ async def eventually(
 ) -> float:
     """Seconds until the page is as it should be."""
     start = time.monotonic()
-    while not holds(page := await metrics.exposition()):
+    while not holds(page := (await metrics.page("")).content):
         if time.monotonic() - start > timeout_s:
             lines = [line for line in page.decode().splitlines() if line.startswith("frontier")]
             pytest.fail("the page never became right:\n" + "\n".join(lines))
@@ -99,7 +99,7 @@ async def test_the_page_of_a_cluster(cluster: None) -> None:
         await eventually(
             metrics, lambda page: samples(page, "frontier_step_tokens_total") == {None: 60}
         )
-        page = await metrics.exposition()
+        page = (await metrics.page("")).content
         assert samples(page, "frontier_scrape_up") == {None: 1}
         assert samples(page, "frontier_running_sequences") == {"one": 1, "two": 1}
         assert samples(page, "frontier_step_duration_seconds_count") == {None: 20}
@@ -123,6 +123,6 @@ async def test_the_page_of_a_cluster(cluster: None) -> None:
             metrics,
             lambda page: not samples(page, "frontier_running_sequences"),
         )
-        assert samples(await metrics.exposition(), "frontier_step_tokens_total") == {None: 63}
+        assert samples((await metrics.page("")).content, "frontier_step_tokens_total") == {None: 63}
     finally:
         await metrics.close()

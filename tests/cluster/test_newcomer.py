@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from openai import AsyncOpenAI
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from websockets.asyncio.client import connect
 
 from deployments.launcher.background import Served, serving
@@ -183,6 +184,28 @@ def test_metrics_tell_of_gateway_and_engine(platform: Served) -> None:
         )
 
     wait_until(told, timeout_s=15, what="every kind of measurement")
+
+
+def test_a_request_is_found_by_the_bucket_that_it_fell_into(platform: Served) -> None:
+    body = {"model": "smollm2", "prompt": "One, two,", "max_tokens": 3}
+    headers = {"X-Request-ID": "seen-in-a-bucket"}
+    httpx.post(
+        f"{platform.url}/v1/completions", json=body, headers=headers, timeout=60
+    ).raise_for_status()
+
+    def noted() -> set[str]:
+        accepted = {"Accept": "application/openmetrics-text"}
+        page = httpx.get(f"{platform.url}/metrics", headers=accepted, timeout=10).text
+        return {
+            sample.name
+            for family in open_families(page)
+            for sample in family.samples
+            if sample.exemplar is not None
+            and sample.exemplar.labels == {"request_id": "seen-in-a-bucket"}
+        }
+
+    wanted = {"frontier_request_duration_seconds_bucket", "frontier_decode_seconds_bucket"}
+    wait_until(lambda: noted() >= wanted, timeout_s=15, what="its exemplars")
 
 
 def test_an_idle_engine_says_so(platform: Served) -> None:

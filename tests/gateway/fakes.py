@@ -17,6 +17,7 @@ from deployments.gateway.services import (
     Services,
 )
 from deployments.observability.events import Event, RequestFinished
+from deployments.observability.exposition import TEXT, Page
 from deployments.tenants.directory import Directory
 from deployments.tenants.identity import Authenticator
 from deployments.tenants.meter import Meter
@@ -323,5 +324,5 @@ class World:
     async def _ready(self) -> Mapping[str, bool | str]:
         return self.readiness
 
-    async def _metrics(self) -> bytes:
-        return self.metrics_text
+    async def _metrics(self, accept: str) -> Page:
+        return Page(self.metrics_text, TEXT)

@@ -8,6 +8,13 @@ import httpx
 import pytest
 
 from deployments.observability.cluster_metrics import ClusterMetrics
+from deployments.observability.exemplars import Exemplar
+from deployments.observability.exposition import OPEN_METRICS, TEXT
+from deployments.observability.metrics import STEP_SECONDS
+
+PAGE = """ray_node_cpu_count{ip="x"} 2.0
+ray_frontier_step_duration_seconds_bins_total{model="m",bin="0.001"} 1.0
+"""
 
 
 class FakeClock:
@@ -39,7 +46,7 @@ class FakeNodes(httpx.AsyncBaseTransport):
         if isinstance(sickness, int):
             return httpx.Response(sickness)
         await asyncio.sleep(sickness)
-        return httpx.Response(200, text='ray_node_cpu_count{ip="x"} 2.0\n')
+        return httpx.Response(200, text=PAGE)
 
 
 @asynccontextmanager
@@ -53,6 +60,8 @@ async def cluster(
         timeout_s=0.1,
         clock=clock or FakeClock(),
         transport=nodes,
+        exemplars=lambda: {(STEP_SECONDS, ("m",), 0): Exemplar("req-1", 0.0005, 1.0)},
+        home=lambda: "a:1",
     )
     try:
         yield metrics
@@ -62,7 +71,7 @@ async def cluster(
 
 async def test_every_node_is_on_the_page() -> None:
     async with cluster(FakeNodes("a:1", "b:1")) as metrics:
-        page = await metrics.exposition()
+        page = (await metrics.page("")).content
     assert b'ray_node_cpu_count{node="a:1"} 2.0' in page
     assert b'ray_node_cpu_count{node="b:1"} 2.0' in page
 
@@ -72,7 +81,7 @@ async def test_a_sick_node_does_not_fail_the_scrape(sickness: Exception | int | 
     nodes = FakeNodes("a:1", "b:1")
     nodes.sick["b:1"] = sickness
     async with cluster(nodes) as metrics:
-        page = await metrics.exposition()
+        page = (await metrics.page("")).content
     assert b'frontier_scrape_up{node="a:1"} 1.0' in page
     assert b'frontier_scrape_up{node="b:1"} 0.0' in page
     assert b'ray_node_cpu_count{node="a:1"} 2.0' in page
@@ -81,12 +90,12 @@ async def test_a_sick_node_does_not_fail_the_scrape(sickness: Exception | int | 
 async def test_a_page_is_shared_and_kept_for_a_second() -> None:
     nodes, clock = FakeNodes("a:1", delay_s=0.01), FakeClock()
     async with cluster(nodes, clock=clock) as metrics:
-        await asyncio.gather(*(metrics.exposition() for _ in range(20)))
+        await asyncio.gather(*(metrics.page("") for _ in range(20)))
         clock.now += 0.9
-        await metrics.exposition()
+        await metrics.page("")
         assert nodes.served == 1
         clock.now += 0.2
-        await metrics.exposition()
+        await metrics.page("")
         assert nodes.served == 2
 
 
@@ -102,17 +111,32 @@ async def test_the_list_of_nodes_outlives_the_one_who_keeps_it() -> None:
 
     async with cluster(FakeNodes(), endpoints=endpoints, clock=clock) as metrics:
         for _ in range(3):
-            assert b"ray_node_cpu_count{" in await metrics.exposition()
+            assert b"ray_node_cpu_count{" in (await metrics.page("")).content
             clock.now += 2
         assert lists == 1, "the list is kept for some seconds"
-        assert b"ray_node_cpu_count{" in await metrics.exposition()
+        assert b"ray_node_cpu_count{" in (await metrics.page("")).content
         assert lists == 2
 
 
 async def test_a_caller_who_leaves_does_not_harm_the_others() -> None:
     async with cluster(FakeNodes("a:1", delay_s=0.02)) as metrics:
-        first = asyncio.create_task(metrics.exposition())
-        second = asyncio.create_task(metrics.exposition())
+        first = asyncio.create_task(metrics.page(""))
+        second = asyncio.create_task(metrics.page(""))
         await asyncio.sleep(0.01)
         first.cancel()
-        assert b"ray_node_cpu_count{" in await second
+        assert b"ray_node_cpu_count{" in (await second).content
+
+
+async def test_who_accepts_open_metrics_sees_a_request_beside_its_bucket() -> None:
+    prometheus = (
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+    )
+    nodes = FakeNodes("a:1", "b:1")
+    async with cluster(nodes) as metrics:
+        page, plain = await metrics.page(prometheus), await metrics.page("text/plain")
+    assert (page.media_type, plain.media_type) == (OPEN_METRICS, TEXT)
+    assert nodes.served == 2, "both are of one reading"
+    noted = [line for line in page.content.decode().splitlines() if "req-1" in line]
+    bucket = f'{STEP_SECONDS.name}_bucket{{model="m",node="a:1",le="0.001"}}'
+    assert noted == [f'{bucket} 1 # {{request_id="req-1"}} 0.0005 1.000']
+    assert b"req-1" not in plain.content

@@ -6,6 +6,8 @@ the pretended Ray agents and parses the result.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count
 from math import isclose, nan
 
 from hypothesis import given, settings
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Exemplar
 
 from deployments.observability.accumulator import Accumulator
 from deployments.observability.events import (
@@ -26,7 +30,9 @@ from deployments.observability.events import (
     RequestShed,
     RequestStarted,
 )
-from deployments.observability.exposition import merge
+from deployments.observability.exemplars import LONGEST, Exemplars
+from deployments.observability.exposition import open_metrics, text
+from deployments.observability.merging import merge
 from deployments.observability.metrics import TABLE, Kind, LabelValues, Metric, record
 from deployments.observability.wire import Sample, encode
 from models.contracts import Priority, Timings, Usage
@@ -112,6 +118,22 @@ def parsed(page: bytes) -> Samples:
     return found
 
 
+def parsed_open(
+    page: bytes,
+) -> tuple[Samples, dict[tuple[str, frozenset[tuple[str, str]]], Exemplar]]:
+    """A page of OpenMetrics: its samples, and the exemplars beside them."""
+    found: Samples = {}
+    noted = {}
+    for family in open_families(page.decode()):
+        for sample in family.samples:
+            key = sample.name, frozenset((k, v) for k, v in sample.labels.items() if v)
+            assert key not in found
+            found[key] = sample.value
+            if sample.exemplar is not None:
+                noted[key] = sample.exemplar
+    return found, noted
+
+
 models = st.sampled_from(["smollm2", 'we"ird\\\n{name="x"} 3', "模型"])
 routes = st.sampled_from(["/v1/infer", "/v1/models/{model}"])
 priorities = st.sampled_from(Priority)
@@ -178,7 +200,8 @@ def test_the_page_says_what_one_process_would_have_counted(
                 accumulator.emit(event)
                 record(event, reference)
 
-    page = merge({node: agents[node].page() for node in references})
+    measured = merge({node: agents[node].page() for node in references})
+    page = text(measured)
 
     expected: Samples = {}
     for node, reference in references.items():
@@ -191,15 +214,57 @@ def test_the_page_says_what_one_process_would_have_counted(
     wrong = {key for key in found if not isclose(found[key], expected.get(key, nan), rel_tol=1e-9)}
     assert not missing
     assert not wrong
+    assert parsed_open(open_metrics(measured, {}, None)) == (found, {})
+
+
+@given(
+    happened=st.lists(st.tuples(st.text(max_size=130), events), max_size=12),
+    elsewhere=st.lists(events, max_size=3),
+)
+def test_a_bucket_names_the_last_request_that_fell_into_it(
+    happened: list[tuple[str, Event]], elsewhere: list[Event]
+) -> None:
+    times = count(1)
+    exemplars, here, there = Exemplars(lambda: next(times)), FakeAgent(), FakeAgent()
+    accumulator, other = Accumulator(), Accumulator()
+    expected: dict[str, float] = {}
+    for request_id, event in happened:
+        if isinstance(event, RequestFinished):
+            event = replace(event, request_id=request_id)
+            expected[request_id] = event.duration_s
+        accumulator.emit(event)
+        exemplars(event)
+    for event in elsewhere:
+        other.emit(event)
+    for agent, each in ((here, accumulator), (there, other)):
+        for sample in encode(each.drain(), replica="r"):
+            agent.receive("w", sample)
+    measured = merge({"here:1": here.page(), "there:1": there.page()})
+
+    found, noted = parsed_open(open_metrics(measured, exemplars.last(), "here:1"))
+
+    assert found == parsed(text(measured))
+    durations = {
+        key: noted[key] for key in noted if key[0] == "frontier_request_duration_seconds_bucket"
+    }
+    assert bool(durations) == any(len(each) <= LONGEST for each in expected)
+    for (_, labels), exemplar in noted.items():
+        assert ("node", "here:1") in labels
+        assert exemplar.value <= float(dict(labels)["le"])
+    for exemplar in durations.values():
+        assert exemplar.labels["request_id"] in expected
+    assert parsed_open(open_metrics(measured, exemplars.last(), None))[1] == {}
 
 
 @given(page=st.binary(max_size=300).map(lambda junk: junk + b"\nray_frontier_ junk\n"))
 def test_foreign_lines_are_passed_over(page: bytes) -> None:
-    assert parsed(merge({"n:1": page})) == {("frontier_scrape_up", frozenset({("node", "n:1")})): 1}
+    assert parsed(text(merge({"n:1": page}))) == {
+        ("frontier_scrape_up", frozenset({("node", "n:1")})): 1
+    }
 
 
 def test_a_node_that_is_down_is_seen_to_be() -> None:
-    page = parsed(merge({"a:1": b'ray_node_cpu_count{ip="a"} 2.0\n', "b:1": None}))
+    page = parsed(text(merge({"a:1": b'ray_node_cpu_count{ip="a"} 2.0\n', "b:1": None})))
     assert page == {
         ("frontier_scrape_up", frozenset({("node", "a:1")})): 1,
         ("frontier_scrape_up", frozenset({("node", "b:1")})): 0,
@@ -208,7 +273,7 @@ def test_a_node_that_is_down_is_seen_to_be() -> None:
 
 
 def test_one_help_and_type_a_family_also_without_series() -> None:
-    families = list(text_string_to_metric_families(merge({}).decode()))
+    families = list(text_string_to_metric_families(text(merge({})).decode()))
     assert len({family.name for family in families}) == len(families)
     assert {"frontier_requests", "frontier_queue_depth"} <= {family.name for family in families}
 
@@ -219,7 +284,7 @@ def test_rays_own_families_lose_the_labels_of_ray() -> None:
         for w, value in (("old", 3.0), ("new", 6.0))
     )
     labels = frozenset({("application", "app"), ("deployment", "d"), ("node", "a:1")})
-    assert parsed(merge({"a:1": page.encode()}))["ray_serve_deployment_status", labels] == 6
+    assert parsed(text(merge({"a:1": page.encode()})))["ray_serve_deployment_status", labels] == 6
 
 
 def test_bins_of_other_bounds_are_never_lost() -> None:
@@ -228,7 +293,7 @@ def test_bins_of_other_bounds_are_never_lost() -> None:
         b'ray_frontier_batch_size_bins_total{model="m",bin="3.0"} 2.0\n'
         b'ray_frontier_batch_size_bins_total{model="m",bin=""} 5.0\n'
     )
-    found = parsed(merge({"a:1": page}))
+    found = parsed(text(merge({"a:1": page})))
     labels = {("model", "m"), ("node", "a:1")}
     assert found["frontier_batch_size_bucket", frozenset({*labels, ("le", "2.0")})] == 0
     assert found["frontier_batch_size_bucket", frozenset({*labels, ("le", "4.0")})] == 2

@@ -26,7 +26,7 @@ from deployments.observability.events import (
     RequestShed,
     RequestStarted,
 )
-from deployments.observability.exposition import FAMILIES
+from deployments.observability.merging import FAMILIES
 from deployments.observability.metrics import TABLE, Kind, LabelValues, Metric, record
 from models.contracts import Priority, Timings, Usage
 

@@ -12,10 +12,9 @@ from deployments.gateway.responses import enveloped
 from deployments.gateway.schemas.base import Nothing
 from deployments.gateway.schemas.envelope import Liveness, Readiness, Success
 from deployments.gateway.services import Services
+from deployments.observability.exposition import OPEN_METRICS, TEXT
 from deployments.tenants.principal import Scope as Right
 from models.errors import Unavailable
-
-PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def operations(services: Services) -> list[Operation]:
@@ -40,8 +39,11 @@ def operations(services: Services) -> list[Operation]:
             "GET",
             "/metrics",
             partial(metrics, services),
-            answers=Answers(schema=None, media_type=PROMETHEUS_TEXT, errors=(Unavailable,)),
-            summary="Prometheus metrics of the whole cluster.",
+            answers=Answers(
+                schema=None, media_type=TEXT, other=(OPEN_METRICS,), errors=(Unavailable,)
+            ),
+            summary="Prometheus metrics of the whole cluster; with `Accept: "
+            "application/openmetrics-text`, and exemplars.",
             needs=Right.METRICS_READ,
         ),
     ]
@@ -63,4 +65,5 @@ async def readyz(services: Services, call: Call[Nothing]) -> ASGIApp:
 
 
 async def metrics(services: Services, call: Call[Nothing]) -> ASGIApp:
-    return Response(await services.metrics(), media_type=PROMETHEUS_TEXT)
+    page = await services.metrics(call.headers.get("accept", ""))
+    return Response(page.content, media_type=page.media_type, headers={"vary": "accept"})
