@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,26 @@ BUDGETS = {
     "deployments.tenants.identity": "PATIENCE_S",
     "deployments.tenants.meter": "PATIENCE_S",
 }
+
+SERVERS = {"postgres", "postgres_url", "redis_server"}
+"""Fixtures that start one."""
+KINDS = {"postgres", "redis"}
+"""Values of parameters that ask for them."""
+ATTACKS = Path(__file__).parent / "attacks"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """What is held against a server, or attacks, is ``integration``, whatever its file says."""
+    for item in items:
+        called = getattr(item, "callspec", None)
+        values = called.params.values() if called is not None else ()
+        if (
+            SERVERS & set(item.fixturenames)
+            or KINDS & {value for value in values if isinstance(value, str)}
+            or item.path.is_relative_to(ATTACKS)
+        ):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(autouse=True, scope="module")

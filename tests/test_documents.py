@@ -9,6 +9,8 @@ import pytest
 from tests import documents
 from tests.documents import Block
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("path", documents.documents(), ids=lambda path: path.name)
 def test_links_lead_to_files(path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.conformance.conftest import ROOT
 from tests.documents import marked
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -40,6 +40,8 @@ from tests.gateway.test_infer import PATH as INFER
 from tests.gateway.test_infer import asking
 from tests.servers import free_port
 
+pytestmark = pytest.mark.integration
+
 POSTS = {
     f"{each.method} {each.path_format}": each
     for each in routes(World().services())

@@ -18,6 +18,8 @@ from tests.gateway.fakes import World
 from tests.gateway.server import LiveServer, wait_until
 from tests.gateway.test_infer import SUMMARY
 
+pytestmark = pytest.mark.integration
+
 PATH = "/v1/infer/ws"
 
 

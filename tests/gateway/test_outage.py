@@ -56,6 +56,7 @@ from tests.gateway.test_quotas import Acme
 from tests.servers import PostgresServer, RedisServer, free_port
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.outage,
     pytest.mark.timeout(120),
     # A connection that was being made when its server went away is left to the collector.

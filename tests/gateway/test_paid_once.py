@@ -38,6 +38,8 @@ from tests.gateway.test_quotas import Acme
 
 __all__ = ["database_url", "postgres", "postgres_url"]
 
+pytestmark = pytest.mark.integration
+
 KEY = {"authorization": "Bearer fr_1", "content-type": "application/json"}
 DAY = 1_000_000
 COST = 5 * 2 + 3 * 10

@@ -19,6 +19,8 @@ from deployments.launcher.preflight import load
 from state.places import sqlite_url
 from tests.servers import free_port
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 ENV = {
     "FRONTIER_DASHBOARD_PORT": "8265",

@@ -20,6 +20,8 @@ from models.errors import ConfigError, Unavailable
 from models.sources import fetch
 from models.sources.cache import FORMAT
 
+pytestmark = pytest.mark.integration
+
 MakeWheel = Callable[..., str]
 SOURCE = "hf:org/tiny"
 

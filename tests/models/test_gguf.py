@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from models import gguf
 from models.errors import ConfigError, Unavailable
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def converted(llama_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

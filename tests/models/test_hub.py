@@ -19,6 +19,8 @@ from models.errors import ConfigError, Unavailable
 from models.sources import fetch
 from models.sources.folder import sha256_file
 
+pytestmark = pytest.mark.integration
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -15,6 +15,8 @@ from models.__main__ import main
 from models.promotion import Latency, Measurements
 from tests.models.artifacts import make
 
+pytestmark = pytest.mark.integration
+
 Say = Callable[..., str]
 
 

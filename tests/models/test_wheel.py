@@ -13,6 +13,8 @@ from models.sources import fetch
 from models.sources.folder import sha256_file
 from models.sources.wheel import KNOWN, Wheel, _pip_failure
 
+pytestmark = pytest.mark.integration
+
 MakeWheel = Callable[..., str]
 
 

@@ -15,6 +15,8 @@ from sqlalchemy.engine import Connection
 from state import migrations, tables
 from state.database import Database
 
+pytestmark = pytest.mark.integration
+
 MOMENT = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
 ROWS = 3
 """In each table; one of them has nothing where nothing may be."""

@@ -21,6 +21,8 @@ from tests.servers import RedisServer, redis_server
 
 __all__ = ["redis_server"]
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 LEASE_S = 3.0
 PLANS = {"p": PlanConfig(concurrent_requests=2, tokens_per_day=1000)}

@@ -8,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.train.conftest import Train, environment
 from train import history
+
+pytestmark = pytest.mark.integration
 
 STEPS = 150
 

@@ -18,9 +18,11 @@ from train.context import Context
 from train.recipes.compression_llm import RECIPE, CompressionLlm, judge
 from train.recipes.llm import data, model, tiny
 
-pytestmark = pytest.mark.filterwarnings(  # PEFT 0.21 asks transformers 5.23 by an old name
-    "ignore:`is_gradient_checkpointing`:FutureWarning"
-)
+pytestmark = [
+    pytest.mark.integration,
+    # PEFT 0.21 asks transformers 5.23 by an old name
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from train.events import Reported
 from train.recipe import Save
 from train.recipes.timeseries import RECIPE, SAMPLE_SERIES, TimeSeries, Windows, measure
 
+pytestmark = pytest.mark.integration
+
 QUICK = RECIPE.smoke.model_copy(update={"methods": ("theta",)})
 
 

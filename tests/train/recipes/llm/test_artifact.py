@@ -19,6 +19,8 @@ from train.recipes.llm import RECIPE, data, tiny
 from train.recipes.llm.config import LlmConfig
 from train.recipes.llm.encoding import IGNORE
 
+pytestmark = pytest.mark.integration
+
 
 def held_out_loss(network: Any, settings: LlmConfig) -> float:
     """By the model's own forward pass, a document at a time."""

@@ -19,6 +19,8 @@ from tests.train.recipes.llm.experiment import Stopped
 from train import __main__ as cli
 from train.recipes.llm.callbacks import Callback, StepEnd
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

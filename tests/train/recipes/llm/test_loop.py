@@ -11,6 +11,8 @@ from models.errors import ConfigError
 from tests.train.recipes.llm.experiment import Keeper, Stopped, config, train
 from train.recipes.llm.callbacks import Callback, EpochEnd, EvalEnd, StepEnd
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_same_seed_gives_the_same_metrics(text: Path, tmp_path: Path) -> None:
     first = train(config(text, seed=3), tmp_path / "a")
