@@ -25,7 +25,7 @@ from deployments.tenants.principal import EVERYBODY
 from deployments.tenants.retention import Retention
 from deployments.webhooks.signature import signed
 from models.errors import ConfigError
-from state.counters import Demand, Limit, Strategy
+from state.counters import Limit, Strategy
 
 SECRET = "of-16-characters-or-more"
 BODY = b'{"id":"evt_1","type":"t","payload":{}}'
@@ -160,7 +160,7 @@ async def test_quotas_count_as_the_configuration_says(
         ("tokens_per_minute", 2)
     ]
     limit = Limit(name="tokens_per_minute", strategy=Strategy(strategy), amount=7, window_ms=60_000)
-    [level] = await services.meter.counters.levels("acme", [Demand(limit=limit, amount=0)])
+    [level] = await services.meter.counters.levels("acme", [limit])
     assert level.remaining == 2, "of this very strategy's cell"
     services.meter.settle(admission, Work())
     await services.meter.close()
