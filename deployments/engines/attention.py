@@ -162,14 +162,25 @@ class SlotAttention:
             )
         layer = module.layer_idx
         assert isinstance(layer, int)
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
         _, heads, tokens, _ = query.shape
-        out = query.new_empty(1, tokens, heads, values.shape[-1])
-        for span in self._spans:
-            out[0, span.tokens] = span.attend(
-                query[0, :, span.tokens], keys, values, scaling, sliding_window
-            )
+        out = query.new_empty(1, tokens, heads, self._cache.values[layer].shape[-1])
+        self.attend(layer, query[0], out[0], scaling, sliding_window)
         return out, None
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        out: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> None:
+        """``query [heads, tokens, dim]`` → ``out [tokens, heads, dim]``; keys and values lie in the
+        cache already.
+        """
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        for span in self._spans:
+            out[span.tokens] = span.attend(query[:, span.tokens], keys, values, scaling, window)
 
     def close(self) -> None:
         """Unregister; the model cannot run afterwards."""

@@ -75,9 +75,12 @@ def check_fit(runner: Runner) -> Groups:
 
 @torch.inference_mode()
 def probe(runner: Runner) -> torch.Tensor:
-    """Logits ``[1, vocabulary]`` after a short prompt, through the engine's attention."""
+    """Logits ``[positions, vocabulary]`` after a short prompt and the tokens behind, one by one,
+    through the engine's attention.
+    """
     tokens = range(1, min(runner.vocab_size, TOKENS))
-    return runner.run(Step(chunks=(_chunks(0, list(tokens), 0)[0],))).logits.clone()
+    steps = [Step(chunks=(chunk,)) for chunk in _chunks(0, list(tokens), 0)]
+    return torch.cat([runner.run(step).logits for step in steps])
 
 
 def _packed(runner: Runner, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

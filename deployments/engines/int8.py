@@ -17,16 +17,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
+from deployments.engines import int8_kernels as kernels
+from deployments.engines.int8_kernels import Bytes, Floats
 from deployments.engines.linears import bias_of
 from models.int8 import quantise
 
-LEVELS = 255
-HALF = 128
 TINY = 1e-8
 """Of what is divided by."""
+
+
+class Rows:
+    """Of activations in int8, as the kernels write them and ``multiply`` reads them."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self.tensor = torch.empty(count, width, dtype=torch.int8)
+        self.step = np.empty(count, np.float32)
+        self.base = np.empty(count, np.float32)
+        self.parts: tuple[Bytes, Floats, Floats] = (self.tensor.numpy(), self.step, self.base)
+        """Arguments of a kernel that writes them."""
+
+
+class Product:
+    """Of rows in int8 and a weight, summed in int32."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self.tensor = torch.empty(count, width, dtype=torch.int32)
+        self.array = self.tensor.numpy()
+        self.floats = self.tensor.view(torch.float32)
+        """The same memory, once a kernel has put floats there."""
 
 
 class Int8Linear(nn.Module):
@@ -43,34 +65,87 @@ class Int8Linear(nn.Module):
         self.in_features = linears[0].in_features
         self.out_features = sum(linear.out_features for linear in linears)
         weight = torch.cat([linear.weight.detach() for linear in linears])
-        self._inverse: torch.Tensor | None = None
+        gain = torch.ones(self.in_features)
         if largest is not None:
             smooth = (largest.clamp(min=TINY) / weight.abs().amax(0).clamp(min=TINY)).sqrt()
             smooth /= smooth.log().mean().exp()  # so that only differences between channels count
             weight = weight * smooth
-            self._inverse = 1 / smooth
-        whole, self._scale = quantise(weight)
-        self._weight = whole.t()
+            gain = 1 / smooth
+        self.gain: Floats = gain.numpy()
+        """What an input is multiplied by before it is rounded."""
+        whole, scale = quantise(weight)
+        self.weight = whole.t()
         """``[in_features, out_features]``."""
-        self._sums = whole.sum(1, dtype=torch.int32) * self._scale
-        self._bias: torch.Tensor | None = None
-        if any(linear.bias is not None for linear in linears):
-            self._bias = torch.cat([bias_of(linear) for linear in linears])
+        sums = whole.sum(1, dtype=torch.int32) * scale
+        bias = torch.cat([bias_of(linear) for linear in linears])
+        self.terms: tuple[Floats, Floats, Floats] = (scale.numpy(), sums.numpy(), bias.numpy())
+        """Scale, sums and bias of each output, as the kernels take them."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` → ``[..., out_features]``."""
-        rows = x.reshape(-1, self.in_features)
-        if self._inverse is not None:
-            rows = rows * self._inverse
-        low, high = rows.aminmax(dim=-1, keepdim=True)
-        step = ((high - low) / LEVELS).clamp_(min=TINY)
-        # x ≈ step · (whole + 128) + low, and so is y, with the sums of the weights for the ones.
-        whole = ((rows - low) / step).sub_(HALF).round_().to(torch.int8)
-        y = (torch._int_mm(whole, self._weight) * step).mul_(self._scale)
-        y.addcmul_(low.add_(step, alpha=HALF), self._sums)
-        if self._bias is not None:
-            y += self._bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+        given = x.reshape(-1, self.in_features).contiguous()
+        rows = Rows(len(given), self.in_features)
+        product = Product(len(given), self.out_features)
+        kernels.quantise(given.numpy(), self.gain, *rows.parts)
+        self.multiply(rows, product)
+        kernels.dequantise(product.array, rows.step, rows.base, *self.terms)
+        return product.floats.reshape(*x.shape[:-1], self.out_features)
+
+    def multiply(self, rows: Rows, product: Product) -> None:
+        """Without scales."""
+        torch._int_mm(rows.tensor, self.weight, out=product.tensor)
+
+
+class Int8Head(nn.Module):
+    """An output layer whose largest outputs are those of float32: int8 finds them, and they are
+    computed again. A sampler reads little else; of the others int8 says how small they are.
+
+    Args:
+        linear: float32.
+        inputs: ``[rows, in_features]``, such as it gets; they show how far int8 is off.
+    """
+
+    def __init__(self, linear: nn.Linear, *, inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # Its channels are not evened out: there it is the weights that lose by it.
+        self._rough = Int8Linear(linear)
+        self.weight = linear.weight
+        """The embedding's too, where the two are one."""
+        off = float((self._rough(inputs) - linear(inputs)).abs().max())
+        self.margin = 2 * off
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in_features]`` → ``[..., out_features]``."""
+        given = x.reshape(-1, self.in_features).contiguous()
+        rows, product = Rows(len(given), self.in_features), Product(len(given), self.out_features)
+        kernels.quantise(given.numpy(), self._rough.gain, *rows.parts)
+        self._rough.multiply(rows, product)
+        kernels.rescore(
+            product.array,
+            rows.step,
+            rows.base,
+            *self._rough.terms,
+            given.numpy(),
+            self.weight.detach().numpy(),
+            self.margin,
+        )
+        return product.floats.reshape(*x.shape[:-1], self.out_features)
+
+
+@contextmanager
+def observed_inputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Learn from forward passes in the block what a module gets: ``[rows, width]`` of each."""
+    inputs: list[torch.Tensor] = []
+
+    def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        inputs.append(given[0].detach().flatten(0, -2))
+
+    hook = module.register_forward_pre_hook(note)
+    try:
+        yield inputs
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -43,13 +43,14 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
         self.slots = slots
         self._context = context
         self._lines = slots + math.ceil(blocks * BLOCK / context)
-        self._rows = torch.empty(0, dtype=torch.long)
+        self.places = torch.empty(0, dtype=torch.long)
+        """Of each token of the pass, ``slot · context + position``."""
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
 
     def place(self, rows: torch.Tensor) -> None:
         """``rows[t] = slot · context + position`` of the pass's token ``t``."""
-        self._rows = rows
+        self.places = rows
 
     def update(
         self,
@@ -64,7 +65,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
             self.keys[layer_idx] = self._allocate(key_states)
             self.values[layer_idx] = self._allocate(value_states)
         for cache, states in ((self.keys, key_states), (self.values, value_states)):
-            cache[layer_idx].flatten(0, 1).index_copy_(0, self._rows, states[0].transpose(0, 1))
+            cache[layer_idx].flatten(0, 1).index_copy_(0, self.places, states[0].transpose(0, 1))
         return key_states, value_states
 
     def move(self, moves: Sequence[Move]) -> None:

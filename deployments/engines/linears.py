@@ -69,6 +69,19 @@ class SharedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._group.output(self._index, x)
 
+    @staticmethod
+    def together(layers: Sequence[nn.Module]) -> nn.Module | None:
+        """What computes just these, in this order; ``None``: nothing does."""
+        group = layers[0]._group if isinstance(layers[0], SharedLinear) else None
+        indices = [
+            each._index
+            for each in layers
+            if isinstance(each, SharedLinear) and each._group is group
+        ]
+        if group is None or indices != list(range(group.size)):
+            return None
+        return group.packed
+
 
 class _Group:
     """Outputs that wait for their layers, and the input that they belong to."""
@@ -76,6 +89,7 @@ class _Group:
     def __init__(self, linears: Sequence[nn.Linear], make: Make) -> None:
         self.packed = make(linears)
         self._sizes = [linear.out_features for linear in linears]
+        self.size = len(linears)
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
         self._waiting = 0

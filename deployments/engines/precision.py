@@ -2,7 +2,7 @@
 
 The layers are calibrated on one text and judged on another, at load: how probable the text is to
 the model (perplexity), and how often the likeliest next token stays the same. Both texts come with
-Python. The output layer stays in float32: it matters most.
+Python. Of the output layer, which matters most, int8 only finds what float32 computes again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
-from deployments.engines.int8 import Int8Linear, observed_ranges
 from deployments.engines.linears import Groups, PackedLinear, pack_linears, put_back
 
 _log = logging.getLogger(__name__)
 
 WINDOW = 256
 """Tokens that are read together."""
-CALIBRATED_ON, JUDGED_ON = 4, 2
+CALIBRATED_ON, JUDGED_ON = 16, 4
 """Windows."""
 LEAST_TEXT = 1000
 """Tokens, to judge anything by."""
-TOPICS, TOPIC_CHARACTERS = 20, 600
+TOPICS, TOPIC_CHARACTERS = 40, 600
 MOST_PERPLEXITY = 1.02
 """Of int8, relative to float32. The text is short, so it is a bound against what goes wrong."""
 LEAST_AGREEMENT = 0.9
@@ -91,12 +90,17 @@ def to_int8(
     Returns:
         What was judged; ``None``: there is too little text, or nothing to exchange.
     """
+    # Numba is for those alone who compute in int8.
+    from deployments.engines.int8 import Int8Head, Int8Linear, observed_inputs, observed_ranges
+
     if len(tokens) < LEAST_TEXT:
         return None
     windows = [tokens[at : at + window] for at in range(0, len(tokens), window)]
     calibrated = len(windows) * CALIBRATED_ON // (CALIBRATED_ON + JUDGED_ON)
     calibration, judged = windows[:calibrated], windows[calibrated:]
     head = model.get_output_embeddings()
+    with observed_inputs(head) as inputs:
+        model(input_ids=torch.tensor([calibration[0]]), use_cache=False)
     with observed_ranges(model) as largest:
         for part in calibration:
             model(input_ids=torch.tensor([part]), use_cache=False, logits_to_keep=1)
@@ -105,8 +109,10 @@ def to_int8(
     before = [_read(model, part) for part in judged]
 
     def make(linears: Sequence[nn.Linear]) -> nn.Module:
-        if head in linears or linears[0] not in largest:
+        if linears[0] not in largest:
             return PackedLinear(*linears)
+        if head in linears:
+            return Int8Head(linears[0], inputs=torch.cat(inputs))
         return Int8Linear(*linears, largest=largest[linears[0]])
 
     plain = pack_linears(model, groups, make)

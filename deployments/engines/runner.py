@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -30,7 +30,13 @@ from deployments.engines.prefixes import BLOCK
 from deployments.engines.sequence import Chunk, Save, Step
 from models.errors import ConfigError
 
+if TYPE_CHECKING:
+    from deployments.engines.fused import FusedDecoder
+
 _log = logging.getLogger(__name__)
+
+FUSED_TOLERANCE = 0.05
+"""Where a number lies between two of eight bits, the last digit of a float decides."""
 
 
 class Ran(NamedTuple):
@@ -66,6 +72,7 @@ class Runner:
         self._attention = SlotAttention(self.cache)
         own_attention = self.model.config._attn_implementation
         self._mixer = LoraMixer(self.model, self.device)
+        self._fused: FusedDecoder | None = None
         try:
             with observed_targets(self.model) as targets:
                 groups = check_fit(self)
@@ -105,9 +112,27 @@ class Runner:
                 )
             _log.warning("%s computes in float32; in int8: %s", folder.name, judged)
             return False
+        self._fused = self._fused_if_equal()
         took = time.monotonic() - began
         _log.info("%s computes in int8: %s (found in %.1f s)", folder.name, quality, took)
         return True
+
+    def _fused_if_equal(self) -> FusedDecoder | None:
+        from deployments.engines.fused import FusedDecoder, OtherStructure
+
+        name = type(self.model).__name__
+        try:
+            fused = FusedDecoder(self.model, self.cache, self._attention)
+            with fused.compared() as differences:
+                probe(self)
+        except OtherStructure as error:
+            _log.info("%s is computed by its own modules: %s", name, error)
+            return None
+        if not max(differences) <= FUSED_TOLERANCE:
+            difference = max(differences)
+            _log.info("%s is computed by its own modules, which differ: %.2g", name, difference)
+            return None
+        return fused
 
     def attach(self) -> None:
         """Exchange the model's attention for that over the slots."""
@@ -168,21 +193,36 @@ class Runner:
             spans.append(PrefillSpan(span, chunk.slot, position_row[span]))
             begin = span.stop
 
-        self.cache.place(self._tensor(rows))
         self._attention.begin(spans)
-        logits = self.model(
-            input_ids=self._tensor(tokens)[None],
-            position_ids=position_row[None],
-            past_key_values=self.cache,
-            use_cache=True,
-            # a step of nothing but unfinished prompts still needs one row to be well formed
-            logits_to_keep=self._tensor([*last, *inner] or [0]),
-        ).logits[0]
+        # a step of nothing but unfinished prompts still needs one row to be well formed
+        keep = self._tensor([*last, *inner] or [0])
+        logits = self._forward(chunks, self._tensor(tokens), position_row, self._tensor(rows), keep)
         predicted = tuple([c for c in chunks if c.predicts])
         sizes = [len(last), *(c.predicts for c in predicted)]
         logits, *others = logits[: sum(sizes)].split(sizes)
         samples = tuple([c for c in chunks if c.samples])
         return Ran(logits, samples, tuple(zip(predicted, others, strict=True)))
+
+    def _forward(
+        self,
+        chunks: Sequence[Chunk],
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        keep: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits of the rows ``keep``."""
+        if self._fused is not None and all(c.sequence.call.adapter is None for c in chunks):
+            return self._fused(tokens, positions, rows, keep)
+        self.cache.place(rows)
+        logits: torch.Tensor = self.model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits[0]
+        return logits
 
     def _adapt(self, single: Sequence[Chunk], several: Sequence[Chunk]) -> Sequence[Chunk]:
         """Tell the mixer of the pass; ``single`` in the order that it wants."""

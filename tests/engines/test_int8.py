@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deployments.engines.int8 import Int8Linear, observed_ranges
+from deployments.engines.int8 import Int8Head, Int8Linear, observed_ranges
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +80,22 @@ def test_ranges_are_watched_in_the_block_only() -> None:
     first = model[0]
     assert isinstance(first, nn.Linear)
     assert largest[first].tolist() == [7.0] * 4
+
+
+def test_the_largest_outputs_of_a_head_are_those_of_float32() -> None:
+    plain = nn.Linear(64, 3000)
+    inputs, x = torch.randn(200, 64), torch.randn(3, 10, 64)
+    found, exact = Int8Head(plain, inputs=inputs)(x), plain(x)
+    assert found.shape == exact.shape
+    assert torch.equal(found.argmax(-1), exact.argmax(-1))
+    near = exact >= exact.amax(-1, keepdim=True) - Int8Head(plain, inputs=inputs).margin / 2
+    assert near.sum() > 30
+    assert torch.allclose(found[near], exact[near], atol=1e-5)
+    assert error(Int8Head(plain, inputs=inputs), x, exact) < 0.02
+
+
+def test_a_head_says_of_a_row_that_is_not_finite_that_it_is_none() -> None:
+    x = torch.randn(3, 64)
+    x[1, 5] = float("nan")
+    found = Int8Head(nn.Linear(64, 100), inputs=torch.randn(9, 64))(x)
+    assert torch.isnan(found).all(-1).tolist() == [False, True, False]

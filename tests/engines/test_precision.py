@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from deployments.config import EngineConfig
 from deployments.engines import precision
-from deployments.engines.int8 import Int8Linear
+from deployments.engines.int8 import Int8Head, Int8Linear
 from deployments.engines.linears import PackedLinear, observed_groups
 from deployments.engines.precision import WINDOW, Quality, house_text, to_int8
 from deployments.engines.runner import Runner
 from models.errors import ConfigError
 
 Tiny = Callable[[str], Path]
-TEXT = [(7 * n * n + 3 * n) % 251 for n in range(6 * WINDOW)]
+TEXT = [(7 * n * n + 3 * n) % 251 for n in range(20 * WINDOW)]
 
 
 def loaded(folder: Path) -> PreTrainedModel:
@@ -47,7 +47,7 @@ def test_all_but_the_output_layer_is_exchanged(tiny: Tiny, kind: str) -> None:
     assert quality.kept
     assert nn.Linear not in kinds(model)
     assert Int8Linear in {type(group) for group in _packed(model)}
-    assert isinstance(model.get_output_embeddings(), PackedLinear)
+    assert isinstance(model.get_output_embeddings(), Int8Head)
     with torch.inference_mode():
         after = model(torch.tensor([text[:50]])).logits
     assert (after - before).abs().max() < 0.2 * before.abs().max()
@@ -75,7 +75,7 @@ def test_without_text_nothing_is_judged(llama: Path) -> None:
 
 
 def test_the_house_text_is_enough(tiny: Tiny, tmp_path: Path) -> None:
-    assert len(house_text(tiny("llama"))) == 6 * WINDOW
+    assert len(house_text(tiny("llama"))) == 20 * WINDOW
     assert house_text(tmp_path) == []
 
 

@@ -1,0 +1,178 @@
+"""Fused layers are the model's own, part by part; models of another structure keep their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GraniteConfig, OlmoConfig, PreTrainedConfig, Qwen3Config
+
+from deployments.config import EngineConfig
+from deployments.engines.fused import FusedDecoder
+from deployments.engines.runner import FUSED_TOLERANCE, Runner
+from deployments.engines.sequence import Step
+from tests.engines.test_runner import chunk, sequence, write
+from tests.tiny_models import CONTEXT, VOCABULARY, byte_tokenizer
+
+Tiny = Callable[[str], Path]
+INT8 = EngineConfig(slots=4, dtype="int8")
+KINDS = ("llama", "qwen2")
+NEAR = 0.02
+"""A number or two between two of eight bits."""
+
+
+@pytest.fixture(scope="module")
+def runners(tiny: Tiny) -> Iterator[dict[str, Runner]]:
+    made = {kind: Runner(tiny(kind), INT8) for kind in KINDS}
+    yield made
+    for each in made.values():
+        each.close()
+
+
+def fused(runner: Runner) -> FusedDecoder:
+    assert runner._fused is not None
+    return runner._fused
+
+
+@settings(max_examples=20)
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    pieces=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 40)), min_size=1, max_size=12
+    ),  # which sequence goes on, by how many tokens
+    together=st.integers(1, 3),
+)
+def test_each_part_is_the_models_own_in_any_mixture(
+    kind: str, pieces: list[tuple[int, int]], together: int, runners: dict[str, Runner]
+) -> None:
+    runner = runners[kind]
+    sequences = [sequence([(n * k) % VOCABULARY for k in range(CONTEXT)]) for n in (3, 7, 11)]
+    while pieces:
+        step, pieces = dict(pieces[:together]), pieces[together:]
+        chunks = []
+        for number, count in step.items():
+            each = sequences[number]
+            end = min(each.computed + count, CONTEXT)
+            if end > each.computed:
+                chunks.append(chunk(each, number, each.computed, end))
+                each.computed = end
+        if not chunks:
+            continue
+        with fused(runner).compared() as differences, using_modules(runner):
+            runner.run(Step(chunks=tuple(chunks)))
+        assert max(differences) <= NEAR
+
+
+class using_modules:
+    """In the block the model computes by its own modules."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner, self._fused = runner, runner._fused
+
+    def __enter__(self) -> None:
+        self._runner._fused = None
+
+    def __exit__(self, *_: object) -> None:
+        self._runner._fused = self._fused
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_passs_logits_are_those_of_the_modules(kind: str, runners: dict[str, Runner]) -> None:
+    runner = runners[kind]
+    tokens = [(5 * k) % VOCABULARY for k in range(30)]
+    step = Step(chunks=(chunk(sequence(tokens), 1, 0, 30),))
+    found = runner.run(step).logits
+    with using_modules(runner):
+        own = runner.run(step).logits
+    assert found.shape == own.shape
+    assert torch.corrcoef(torch.stack([found[0], own[0]]))[0, 1] > 0.99
+
+
+def test_a_row_that_is_not_finite_spoils_no_other(runners: dict[str, Runner]) -> None:
+    runner = runners["llama"]
+    steps = [chunk(sequence([1, 2, 3, 4, 5, 6]), slot, 0, 6) for slot in (0, 1)]
+    alone = runner.run(Step(chunks=(steps[1],))).logits
+    layer = fused(runner)._layers[0]
+    with torch.inference_mode():
+        embedding = runner.model.get_input_embeddings().weight
+        kept = embedding[1].clone()
+        embedding[1] = float("nan")
+        try:
+            other = chunk(sequence([9, 2, 3, 4, 5, 6]), 2, 0, 6)
+            beside = runner.run(Step(chunks=(steps[0], other))).logits
+            expected = runner.run(Step(chunks=(other,))).logits
+        finally:
+            embedding[1] = kept
+    assert torch.isnan(beside[0]).all()
+    assert torch.isfinite(beside[1]).all()
+    assert torch.allclose(beside[1], expected[0], atol=0.1 * float(expected.abs().max()))
+    assert torch.isfinite(alone).all()
+    assert np.isfinite(layer.attention_gain).all()
+    for slot in (0, 1, 2):  # what is left of it in the cache
+        runner.wipe(slot, 6)
+
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (GraniteConfig(**SMALL, residual_multiplier=0.5), "which differ"),
+        (GraniteConfig(**SMALL, embedding_multiplier=3.0), "which differ"),
+        (GraniteConfig(**SMALL, logits_scaling=4.0), "which differ"),
+        (Qwen3Config(**SMALL, head_dim=8), "q_norm"),
+        (OlmoConfig(**SMALL), "has no attribute 'weight'"),
+    ],
+    ids=["residual", "embedding", "logits", "qwen3", "olmo"],
+)
+def test_a_model_of_another_structure_is_computed_by_its_own_modules(
+    config: PreTrainedConfig, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write(config, tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    runner = Runner(tmp_path, INT8)
+    assert runner._fused is None
+    assert "is computed by its own modules" in caplog.text
+    assert why in caplog.text
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scaling": 0.1},
+        {"window": 4},
+        {"mlp_epsilon": 0.5},
+        {"attention_gain": np.ones(32, np.float32)},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_part_that_is_not_the_models_own_is_seen(
+    wrong: dict[str, object], runners: dict[str, Runner]
+) -> None:
+    runner = runners["llama"]
+    own = fused(runner)._layers[1]
+    fused(runner)._layers[1] = dataclasses.replace(own, **wrong)  # type: ignore[arg-type]
+    try:
+        with fused(runner).compared() as differences, using_modules(runner):
+            runner.run(Step(chunks=(chunk(sequence(list(range(20))), 0, 0, 20),)))
+    finally:
+        fused(runner)._layers[1] = own
+    assert max(differences) > FUSED_TOLERANCE
