@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,23 @@ def test_a_row_that_is_not_finite_spoils_no_other(runners: dict[str, Runner]) ->
     assert np.isfinite(layer.attention_gain).all()
     for slot in (0, 1, 2):  # what is left of it in the cache
         runner.wipe(slot, 6)
+
+
+def test_a_pass_with_an_adapter_goes_through_the_modules_that_it_hooks(
+    runners: dict[str, Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("an adapter would be passed over")
+
+    runner = runners["llama"]
+    adapted = chunk(sequence([1, 2, 3, 4]), 0, 0, 4)
+    call = dataclasses.replace(adapted.sequence.call, adapter=SimpleNamespace(number=1))
+    adapted.sequence.call = call
+    monkeypatch.setattr(runner._mixer, "begin", lambda *_: None)
+    monkeypatch.setattr(FusedDecoder, "__call__", never)
+    assert runner.run(Step(chunks=(adapted,))).logits.shape == (1, VOCABULARY)
+    with pytest.raises(AssertionError, match="passed over"):
+        runner.run(Step(chunks=(chunk(sequence([1, 2]), 0, 0, 2),)))
 
 
 SMALL = {
