@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Exemplar
 
+from deployments.gateway.policies.request_id import SANE
 from deployments.observability.accumulator import Accumulator
 from deployments.observability.events import (
     BatchFailed,
@@ -217,8 +218,11 @@ def test_the_page_says_what_one_process_would_have_counted(
     assert parsed_open(open_metrics(measured, {}, None)) == (found, {})
 
 
+request_ids = st.from_regex(SANE.pattern.decode(), fullmatch=True)
+
+
 @given(
-    happened=st.lists(st.tuples(st.text(max_size=130), events), max_size=12),
+    happened=st.lists(st.tuples(request_ids, events), max_size=12),
     elsewhere=st.lists(events, max_size=3),
 )
 def test_a_bucket_names_the_last_request_that_fell_into_it(
