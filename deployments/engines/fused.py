@@ -97,8 +97,10 @@ class _Pass:
             raise OtherStructure("it turns a part of each head, or has values of another size")
         self.cos, self.sin = cos.contiguous().numpy(), sin.contiguous().numpy()
         self.places = places.numpy()
-        self.query = torch.empty(count, first.out.in_features // dim, dim)
-        self.attended = torch.empty_like(self.query)
+        query = torch.empty(count, first.out.in_features // dim, dim)
+        self.turned: Floats = query.numpy()
+        self.query = query.transpose(0, 1)
+        self.attended = torch.empty_like(query)
         self.heads: Floats = self.attended.flatten(1).numpy()
         self.narrow = Rows(count, first.qkv.in_features)
         self.of_heads = Rows(count, first.out.in_features)
@@ -153,8 +155,9 @@ class FusedDecoder:
         x = self._embed(tokens)
         cos, sin = self._rotary(x[None], positions[None])
         shared = _Pass(self._layers[0], len(tokens), cos[0], sin[0], places)
+        rows: Floats = x.numpy()
         for index in range(len(self._layers)):
-            self._layer(index, x.numpy(), shared)
+            self._layer(index, rows, shared)
         return self._logits(x[keep])
 
     def _layer(self, index: int, x: Floats, shared: _Pass) -> None:
@@ -169,14 +172,12 @@ class FusedDecoder:
             *layer.qkv.terms,
             shared.cos,
             shared.sin,
-            shared.query.numpy(),
+            shared.turned,
             layer.keys,
             layer.values,
             shared.places,
         )
-        self._attention.attend(
-            index, shared.query.transpose(0, 1), shared.attended, layer.scaling, layer.window
-        )
+        self._attention.attend(index, shared.query, shared.attended, layer.scaling, layer.window)
         kernels.quantise(shared.heads, layer.out.gain, *of_heads.parts)
         layer.out.multiply(of_heads, shared.change)
         kernels.add(shared.change.array, of_heads.step, of_heads.base, *layer.out.terms, x)

@@ -84,12 +84,17 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` → ``[..., out_features]``."""
         given = x.reshape(-1, self.in_features).contiguous()
+        rows, product = self.rounded(given)
+        kernels.dequantise(product.array, rows.step, rows.base, *self.terms)
+        return product.floats.reshape(*x.shape[:-1], self.out_features)
+
+    def rounded(self, given: torch.Tensor) -> tuple[Rows, Product]:
+        """``[rows, in_features]`` in int8, and their product without scales."""
         rows = Rows(len(given), self.in_features)
         product = Product(len(given), self.out_features)
         kernels.quantise(given.numpy(), self.gain, *rows.parts)
         self.multiply(rows, product)
-        kernels.dequantise(product.array, rows.step, rows.base, *self.terms)
-        return product.floats.reshape(*x.shape[:-1], self.out_features)
+        return rows, product
 
     def multiply(self, rows: Rows, product: Product) -> None:
         """Without scales."""
@@ -118,9 +123,7 @@ class Int8Head(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` → ``[..., out_features]``."""
         given = x.reshape(-1, self.in_features).contiguous()
-        rows, product = Rows(len(given), self.in_features), Product(len(given), self.out_features)
-        kernels.quantise(given.numpy(), self._rough.gain, *rows.parts)
-        self._rough.multiply(rows, product)
+        rows, product = self._rough.rounded(given)
         kernels.rescore(
             product.array,
             rows.step,

@@ -62,6 +62,19 @@ def _in_order(bits: np.int32) -> np.int32:
 
 
 @_compiled
+def _float(
+    product: np.int32,
+    by: np.float32,
+    shift: np.float32,
+    scale: np.float32,
+    sums: np.float32,
+    bias: np.float32,
+) -> np.float32:
+    """Of one output of a product; ``by`` and ``shift`` are its row's step and base."""
+    return np.float32(product) * (by * scale) + shift * sums + bias
+
+
+@_compiled
 def quantise(x: Floats, gain: Floats, whole: Bytes, step: Floats, base: Floats) -> None:
     """``x · gain`` in int8."""
     values = np.empty(x.shape[1] + 2, np.float32)
@@ -108,7 +121,7 @@ def gate(
     for row in range(product.shape[0]):
         by, shift = given_step[row], given_base[row]
         for i in range(width):  # e to the -a, as 2 to a whole number times a polynomial
-            a = np.float32(product[row, i]) * (by * scale[i]) + shift * sums[i] + bias[i]
+            a = _float(product[row, i], by, shift, scale[i], sums[i], bias[i])
             x = -a if -a < _LARGEST else _LARGEST
             x = x if x > -_LARGEST else -_LARGEST
             n = np.rint(x * _LOG2_E)
@@ -123,9 +136,9 @@ def gate(
             powers[i] = np.int32(np.int32(n) + np.int32(127)) << np.int32(23)
         two = powers.view(np.float32)
         for i in range(width):
-            a = np.float32(product[row, i]) * (by * scale[i]) + shift * sums[i] + bias[i]
+            a = _float(product[row, i], by, shift, scale[i], sums[i], bias[i])
             j = width + i
-            b = np.float32(product[row, j]) * (by * scale[j]) + shift * sums[j] + bias[j]
+            b = _float(product[row, j], by, shift, scale[j], sums[j], bias[j])
             values[i] = a / (np.float32(1) + values[i] * two[i]) * b * gain[i]
         _row_to_int8(values, row, whole, step, base)
 
@@ -139,7 +152,7 @@ def dequantise(
     for row in range(product.shape[0]):
         by, shift = step[row], base[row]
         for i in range(product.shape[1]):
-            y[row, i] = np.float32(product[row, i]) * (by * scale[i]) + shift * sums[i] + bias[i]
+            y[row, i] = _float(product[row, i], by, shift, scale[i], sums[i], bias[i])
 
 
 @_compiled
@@ -156,7 +169,7 @@ def add(
     for row in range(product.shape[0]):
         by, shift = step[row], base[row]
         for i in range(product.shape[1]):
-            y[row, i] += np.float32(product[row, i]) * (by * scale[i]) + shift * sums[i] + bias[i]
+            y[row, i] += _float(product[row, i], by, shift, scale[i], sums[i], bias[i])
 
 
 @_compiled
@@ -188,9 +201,7 @@ def rescore(
             at = block * BLOCK
             count = min(BLOCK, outputs - at)
             for i in range(at, at + count):
-                y[row, i] = (
-                    np.float32(product[row, i]) * (by * scale[i]) + shift * sums[i] + bias[i]
-                )
+                y[row, i] = _float(product[row, i], by, shift, scale[i], sums[i], bias[i])
             highest = np.int32(-_SIGNLESS)
             for i in range(at, at + count):
                 highest = np.int32(max(highest, _in_order(product[row, i])))
@@ -246,7 +257,7 @@ def rotate_and_place(
     for row in range(product.shape[0]):
         by, shift, place = step[row], base[row], places[row]
         for i in range(product.shape[1]):
-            whole[i] = np.float32(product[row, i]) * (by * scale[i]) + shift * sums[i] + bias[i]
+            whole[i] = _float(product[row, i], by, shift, scale[i], sums[i], bias[i])
         for head in range(heads):
             a, b = head * dim, head * dim + half
             for i in range(half):

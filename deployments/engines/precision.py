@@ -90,19 +90,19 @@ def to_int8(
     Returns:
         What was judged; ``None``: there is too little text, or nothing to exchange.
     """
+    if len(tokens) < LEAST_TEXT:
+        return None
     # Numba is for those alone who compute in int8.
     from deployments.engines.int8 import Int8Head, Int8Linear, observed_inputs, observed_ranges
 
-    if len(tokens) < LEAST_TEXT:
-        return None
     windows = [tokens[at : at + window] for at in range(0, len(tokens), window)]
     calibrated = len(windows) * CALIBRATED_ON // (CALIBRATED_ON + JUDGED_ON)
     calibration, judged = windows[:calibrated], windows[calibrated:]
     head = model.get_output_embeddings()
-    with observed_inputs(head) as inputs:
-        model(input_ids=torch.tensor([calibration[0]]), use_cache=False)
     with observed_ranges(model) as largest:
-        for part in calibration:
+        with observed_inputs(head) as inputs:
+            model(input_ids=torch.tensor([calibration[0]]), use_cache=False)
+        for part in calibration[1:]:
             model(input_ids=torch.tensor([part]), use_cache=False, logits_to_keep=1)
     if not largest.keys() - {head}:
         return None

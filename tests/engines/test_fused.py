@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,17 +72,14 @@ def test_each_part_is_the_models_own_in_any_mixture(
         assert max(differences) <= NEAR
 
 
-class using_modules:
+@contextmanager
+def using_modules(runner: Runner) -> Iterator[None]:
     """In the block the model computes by its own modules."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner, self._fused = runner, runner._fused
-
-    def __enter__(self) -> None:
-        self._runner._fused = None
-
-    def __exit__(self, *_: object) -> None:
-        self._runner._fused = self._fused
+    kept, runner._fused = runner._fused, None
+    try:
+        yield
+    finally:
+        runner._fused = kept
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state.counters import Counters, Demand, Limit, Strategy, redis, sqlite
+from state.counters import Counters, Demand, Limit, Strategy
 from state.counters.memory import MemoryCounters
 from state.counters.redis import RedisCounters
 from state.counters.sqlite import SqliteCounters
 from tests.servers import RedisServer, redis_server
+from tests.state.test_counters import Clock, patience
 
-__all__ = ["redis_server"]
+__all__ = ["patience", "redis_server"]
 
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
-START = 1_795_651_140.0
-"""A minute before a day ends."""
 OWNERS = ("acme", "globex")
 
 limits = st.one_of(
@@ -118,14 +116,7 @@ events = st.one_of(
 )
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine is not a server that is down."""
-    monkeypatch.setattr(redis, "TIMEOUT_S", 20)
-    monkeypatch.setattr(sqlite, "PATIENCE_S", 20)
-
-
-async def told(counters: Counters, history: Sequence[Event], clock: list[float]) -> list[Any]:
+async def told(counters: Counters, history: Sequence[Event], clock: Clock) -> list[Any]:
     """All that a store answers to a history."""
     answers: list[Any] = []
     leases: list[tuple[str, str]] = []
@@ -154,7 +145,7 @@ async def told(counters: Counters, history: Sequence[Event], clock: list[float])
                     owner
                 )  # what is expired and not yet swept may count as something
             case Wait(seconds):
-                clock[0] += seconds
+                clock.now += seconds
     return answers
 
 
@@ -165,17 +156,16 @@ def test_a_history_is_the_same_to_all(redis_server: RedisServer, history: list[E
         found = []
         with tempfile.TemporaryDirectory() as folder:
             for kind in ("memory", "sqlite", "redis"):
-                clock = [START]
-                now = lambda clock=clock: clock[0]  # noqa: E731
+                clock = Clock()
                 counters: Counters
                 match kind:
                     case "memory":
-                        counters = MemoryCounters(now)
+                        counters = MemoryCounters(clock)
                     case "sqlite":
-                        counters = SqliteCounters(Path(folder) / "counters.db", now)
+                        counters = SqliteCounters(Path(folder) / "counters.db", clock)
                     case _:
                         prefix = f"test:{uuid.uuid4().hex}:"
-                        counters = RedisCounters(redis_server.url, prefix=prefix, clock=now)
+                        counters = RedisCounters(redis_server.url, prefix=prefix, clock=clock)
                 try:
                     found.append(await told(counters, history, clock))
                 finally:
