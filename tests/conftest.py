@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.log_lines import LogLines, written
@@ -41,6 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             or item.path.is_relative_to(ATTACKS)
         ):
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Chance is the same in every run and every order: a test that fails can be run again."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="module")
