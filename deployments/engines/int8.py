@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from deployments.engines import int8_kernels as kernels
-from deployments.engines.int8_kernels import Bytes, Floats
+from deployments.engines import kernels
+from deployments.engines.kernels import Bytes, Floats
 from deployments.engines.linears import bias_of
 from models.int8 import quantise
 
@@ -35,10 +35,9 @@ class Rows:
 
     def __init__(self, count: int, width: int) -> None:
         self.tensor = torch.empty(count, width, dtype=torch.int8)
-        self.step = np.empty(count, np.float32)
-        self.base = np.empty(count, np.float32)
-        self.parts: tuple[Bytes, Floats, Floats] = (self.tensor.numpy(), self.step, self.base)
-        """Arguments of a kernel that writes them."""
+        self.array: Bytes = self.tensor.numpy()
+        self.steps: Floats = np.empty((2, count), np.float32)
+        """Step and base of each."""
 
 
 class Product:
@@ -78,21 +77,21 @@ class Int8Linear(nn.Module):
         """``[in_features, out_features]``."""
         sums = whole.sum(1, dtype=torch.int32) * scale
         bias = torch.cat([bias_of(linear) for linear in linears])
-        self.terms: tuple[Floats, Floats, Floats] = (scale.numpy(), sums.numpy(), bias.numpy())
-        """Scale, sums and bias of each output, as the kernels take them."""
+        self.terms: Floats = torch.stack([scale, sums, bias]).numpy()
+        """``[3, out_features]``: scale, sums and bias of each output."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` → ``[..., out_features]``."""
         given = x.reshape(-1, self.in_features).contiguous()
         rows, product = self.rounded(given)
-        kernels.dequantise(product.array, rows.step, rows.base, *self.terms)
+        kernels.dequantise(product.array, rows.steps, self.terms)
         return product.floats.reshape(*x.shape[:-1], self.out_features)
 
     def rounded(self, given: torch.Tensor) -> tuple[Rows, Product]:
         """``[rows, in_features]`` in int8, and their product without scales."""
         rows = Rows(len(given), self.in_features)
         product = Product(len(given), self.out_features)
-        kernels.quantise(given.numpy(), self.gain, *rows.parts)
+        kernels.quantise_int8(given.numpy(), self.gain, rows.array, rows.steps)
         self.multiply(rows, product)
         return rows, product
 
@@ -126,9 +125,8 @@ class Int8Head(nn.Module):
         rows, product = self._rough.rounded(given)
         kernels.rescore(
             product.array,
-            rows.step,
-            rows.base,
-            *self._rough.terms,
+            rows.steps,
+            self._rough.terms,
             given.numpy(),
             self.weight.detach().numpy(),
             self.margin,

@@ -22,7 +22,7 @@ from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
 from deployments.engines.fit import check_fit, first_line, probe
 from deployments.engines.kv import SlotCache
-from deployments.engines.linears import Groups, pack_if_equal
+from deployments.engines.linears import TOLERANCE, Groups, pack_if_equal
 from deployments.engines.lora import LoraMixer, observed_targets
 from deployments.engines.lora_file import LoraFile
 from deployments.engines.precision import WINDOW, house_text, int8_units, to_int8
@@ -31,12 +31,15 @@ from deployments.engines.sequence import Chunk, Save, Step
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deployments.engines.fused import FusedDecoder
+    from deployments.engines.fused.decoder import FusedDecoder
 
 _log = logging.getLogger(__name__)
 
-FUSED_TOLERANCE = 0.05
-"""Where a number lies between two of eight bits, the last digit of a float decides."""
+INT8_TOLERANCE = 0.05
+"""Largest accepted difference of a fused layer, relative to the largest value of what it changes.
+
+Where a number lies between two of eight bits, the last digit of a float decides.
+"""
 
 
 class Ran(NamedTuple):
@@ -76,8 +79,10 @@ class Runner:
         try:
             with observed_targets(self.model) as targets:
                 groups = check_fit(self)
-            if not self._in_int8(folder, config, groups, own_attention):
-                pack_if_equal(self.model, groups, partial(probe, self))
+            if self._in_int8(folder, config, groups, own_attention):
+                self._fused = self._fused_if_equal(INT8_TOLERANCE)
+            elif pack_if_equal(self.model, groups, partial(probe, self)):
+                self._fused = self._fused_if_equal(TOLERANCE)
         except BaseException:
             self.close()
             raise
@@ -112,13 +117,13 @@ class Runner:
                 )
             _log.warning("%s computes in float32; in int8: %s", folder.name, judged)
             return False
-        self._fused = self._fused_if_equal()
         took = time.monotonic() - began
         _log.info("%s computes in int8: %s (found in %.1f s)", folder.name, quality, took)
         return True
 
-    def _fused_if_equal(self) -> FusedDecoder | None:
-        from deployments.engines.fused import FusedDecoder, OtherStructure
+    def _fused_if_equal(self, tolerance: float) -> FusedDecoder | None:
+        # Numba is for those alone whose layers are computed by it.
+        from deployments.engines.fused.decoder import FusedDecoder, OtherStructure
 
         name = type(self.model).__name__
         try:
@@ -128,9 +133,9 @@ class Runner:
         except OtherStructure as error:
             _log.info("%s is computed by its own modules: %s", name, error)
             return None
-        if not max(differences) <= FUSED_TOLERANCE:
-            difference = max(differences)
-            _log.info("%s is computed by its own modules, which differ: %.2g", name, difference)
+        if not all(each <= tolerance for each in differences):
+            most = max(differences)
+            _log.info("%s is computed by its own modules, which differ: %.2g", name, most)
             return None
         return fused
 

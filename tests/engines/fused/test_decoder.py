@@ -17,22 +17,23 @@ from hypothesis import strategies as st
 from transformers import GraniteConfig, OlmoConfig, PreTrainedConfig, Qwen3Config
 
 from deployments.config import EngineConfig
-from deployments.engines.fused import FusedDecoder
-from deployments.engines.runner import FUSED_TOLERANCE, Runner
+from deployments.engines.fused.decoder import FusedDecoder
+from deployments.engines.linears import TOLERANCE
+from deployments.engines.runner import INT8_TOLERANCE, Runner
 from deployments.engines.sequence import Step
 from tests.engines.test_runner import chunk, sequence, write
 from tests.tiny_models import CONTEXT, VOCABULARY, byte_tokenizer
 
 Tiny = Callable[[str], Path]
-INT8 = EngineConfig(slots=4, dtype="int8")
-KINDS = ("llama", "qwen2")
-NEAR = 0.02
-"""A number or two between two of eight bits."""
+CONFIGS = {dtype: EngineConfig(slots=4, dtype=dtype) for dtype in ("int8", "float32")}
+KINDS = [(kind, dtype) for kind in ("llama", "qwen2") for dtype in CONFIGS]
+NEAR = {"int8": 0.02, "float32": 1e-5}
+"""In int8, a number or two between two of eight bits."""
 
 
 @pytest.fixture(scope="module")
-def runners(tiny: Tiny) -> Iterator[dict[str, Runner]]:
-    made = {kind: Runner(tiny(kind), INT8) for kind in KINDS}
+def runners(tiny: Tiny) -> Iterator[dict[tuple[str, str], Runner]]:
+    made = {(kind, dtype): Runner(tiny(kind), CONFIGS[dtype]) for kind, dtype in KINDS}
     yield made
     for each in made.values():
         each.close()
@@ -44,7 +45,7 @@ def fused(runner: Runner) -> FusedDecoder:
 
 
 @settings(max_examples=20)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), KINDS)
 @given(
     pieces=st.lists(
         st.tuples(st.integers(0, 2), st.integers(1, 40)), min_size=1, max_size=12
@@ -52,9 +53,13 @@ def fused(runner: Runner) -> FusedDecoder:
     together=st.integers(1, 3),
 )
 def test_each_part_is_the_models_own_in_any_mixture(
-    kind: str, pieces: list[tuple[int, int]], together: int, runners: dict[str, Runner]
+    kind: str,
+    dtype: str,
+    pieces: list[tuple[int, int]],
+    together: int,
+    runners: dict[tuple[str, str], Runner],
 ) -> None:
-    runner = runners[kind]
+    runner = runners[kind, dtype]
     sequences = [sequence([(n * k) % VOCABULARY for k in range(CONTEXT)]) for n in (3, 7, 11)]
     while pieces:
         step, pieces = dict(pieces[:together]), pieces[together:]
@@ -69,7 +74,7 @@ def test_each_part_is_the_models_own_in_any_mixture(
             continue
         with fused(runner).compared() as differences, using_modules(runner):
             runner.run(Step(chunks=tuple(chunks)))
-        assert max(differences) <= NEAR
+        assert max(differences) <= NEAR[dtype]
 
 
 @contextmanager
@@ -82,9 +87,11 @@ def using_modules(runner: Runner) -> Iterator[None]:
         runner._fused = kept
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_passs_logits_are_those_of_the_modules(kind: str, runners: dict[str, Runner]) -> None:
-    runner = runners[kind]
+@pytest.mark.parametrize(("kind", "dtype"), KINDS)
+def test_a_passs_logits_are_those_of_the_modules(
+    kind: str, dtype: str, runners: dict[tuple[str, str], Runner]
+) -> None:
+    runner = runners[kind, dtype]
     tokens = [(5 * k) % VOCABULARY for k in range(30)]
     step = Step(chunks=(chunk(sequence(tokens), 1, 0, 30),))
     found = runner.run(step).logits
@@ -92,10 +99,15 @@ def test_a_passs_logits_are_those_of_the_modules(kind: str, runners: dict[str, R
         own = runner.run(step).logits
     assert found.shape == own.shape
     assert torch.corrcoef(torch.stack([found[0], own[0]]))[0, 1] > 0.99
+    if dtype == "float32":
+        assert torch.allclose(found, own, atol=1e-5 * float(own.abs().max()))
 
 
-def test_a_row_that_is_not_finite_spoils_no_other(runners: dict[str, Runner]) -> None:
-    runner = runners["llama"]
+@pytest.mark.parametrize("dtype", CONFIGS)
+def test_a_row_that_is_not_finite_spoils_no_other(
+    dtype: str, runners: dict[tuple[str, str], Runner]
+) -> None:
+    runner = runners["llama", dtype]
     steps = [chunk(sequence([1, 2, 3, 4, 5, 6]), slot, 0, 6) for slot in (0, 1)]
     alone = runner.run(Step(chunks=(steps[1],))).logits
     layer = fused(runner)._layers[0]
@@ -119,12 +131,12 @@ def test_a_row_that_is_not_finite_spoils_no_other(runners: dict[str, Runner]) ->
 
 
 def test_a_pass_with_an_adapter_goes_through_the_modules_that_it_hooks(
-    runners: dict[str, Runner], monkeypatch: pytest.MonkeyPatch
+    runners: dict[tuple[str, str], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object) -> None:
         raise AssertionError("an adapter would be passed over")
 
-    runner = runners["llama"]
+    runner = runners["llama", "int8"]
     adapted = chunk(sequence([1, 2, 3, 4]), 0, 0, 4)
     call = dataclasses.replace(adapted.sequence.call, adapter=SimpleNamespace(number=1))
     adapted.sequence.call = call
@@ -146,6 +158,7 @@ SMALL = {
 }
 
 
+@pytest.mark.parametrize("dtype", CONFIGS)
 @pytest.mark.parametrize(
     ("config", "why"),
     [
@@ -158,12 +171,16 @@ SMALL = {
     ids=["residual", "embedding", "logits", "qwen3", "olmo"],
 )
 def test_a_model_of_another_structure_is_computed_by_its_own_modules(
-    config: PreTrainedConfig, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: PreTrainedConfig,
+    why: str,
+    dtype: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     write(config, tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    runner = Runner(tmp_path, INT8)
+    runner = Runner(tmp_path, CONFIGS[dtype])
     assert runner._fused is None
     assert "is computed by its own modules" in caplog.text
     assert why in caplog.text
@@ -176,14 +193,18 @@ def test_a_model_of_another_structure_is_computed_by_its_own_modules(
         {"scaling": 0.1},
         {"window": 4},
         {"mlp_epsilon": 0.5},
-        {"attention_gain": np.ones(32, np.float32)},
+        {"attention_gain": np.full(32, 0.5, np.float32)},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
+@pytest.mark.parametrize(("dtype", "tolerance"), [("int8", INT8_TOLERANCE), ("float32", TOLERANCE)])
 def test_a_part_that_is_not_the_models_own_is_seen(
-    wrong: dict[str, object], runners: dict[str, Runner]
+    wrong: dict[str, object],
+    dtype: str,
+    tolerance: float,
+    runners: dict[tuple[str, str], Runner],
 ) -> None:
-    runner = runners["llama"]
+    runner = runners["llama", dtype]
     own = fused(runner)._layers[1]
     fused(runner)._layers[1] = dataclasses.replace(own, **wrong)  # type: ignore[arg-type]
     try:
@@ -191,4 +212,4 @@ def test_a_part_that_is_not_the_models_own_is_seen(
             runner.run(Step(chunks=(chunk(sequence(list(range(20))), 0, 0, 20),)))
     finally:
         fused(runner)._layers[1] = own
-    assert max(differences) > FUSED_TOLERANCE
+    assert max(differences) > tolerance

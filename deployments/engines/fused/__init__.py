@@ -1,0 +1,1 @@
+"""Forward passes by structure: decoder layers computed without the model's own modules."""

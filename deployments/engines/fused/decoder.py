@@ -1,0 +1,156 @@
+"""Decoder layers without the model's own modules: five kernels and four products a layer.
+
+For layers as Llama has them, by their structure: RMSNorm, attention with rotary positions, RMSNorm,
+gated SiLU, each added to what came in. What only looks like one (other norms, a scale somewhere)
+is found out at load, where each layer is held against the model's own (``compared``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from deployments.engines.attention import SlotAttention
+from deployments.engines.fused.floats import FloatArithmetic
+from deployments.engines.fused.int8 import Int8Arithmetic
+from deployments.engines.fused.layer import Arithmetic, Layer, OtherStructure, Pass
+from deployments.engines.int8 import Int8Linear
+from deployments.engines.kernels import Floats
+from deployments.engines.kv import SlotCache
+from deployments.engines.linears import PackedLinear, relative_difference
+
+
+class FusedDecoder:
+    """Computes what the model's own ``forward`` does.
+
+    Args:
+        model: its linear layers packed or in int8; has run, so that the cache has its tensors.
+
+    Raises:
+        OtherStructure: it is none that is known here.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache, attention: SlotAttention) -> None:
+        self._arithmetic: type[Arithmetic]
+        self._layers: list[Layer[Any]]
+        try:
+            decoder: Any = model.get_decoder()
+            self._modules: list[nn.Module] = list(decoder.layers)
+            tensors = [(cache.keys[at], cache.values[at]) for at in range(len(self._modules))]
+            if isinstance(decoder.layers[0].self_attn.o_proj, Int8Linear):
+                self._arithmetic = Int8Arithmetic
+                kind: Any = Int8Linear
+            else:
+                self._arithmetic = FloatArithmetic
+                kind = PackedLinear
+            self._layers = [
+                Layer.of(kind, layer, *places)
+                for layer, places in zip(self._modules, tensors, strict=True)
+            ]
+            self._norm: nn.Module = decoder.norm
+            self._rotary: nn.Module = decoder.rotary_emb
+            cos, _ = self._rotary(torch.empty(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise OtherStructure(str(error)) from error
+        if cos.shape[-1] != self._layers[0].dim:
+            raise OtherStructure("it turns a part of each head")
+        self._model = model
+        self._embed = model.get_input_embeddings()
+        self._head: nn.Module = model.get_output_embeddings()
+        self._cache = cache
+        self._attention = attention
+
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        keep: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits ``[len(keep), vocabulary]``.
+
+        Args:
+            tokens: ``[rows]``, as are the next two.
+            places: in the cache, ``slot · context + position``.
+            keep: rows that logits are wanted of.
+        """
+        x = self._embed(tokens)
+        cos, sin = self._rotary(x[None], positions[None])
+        shared = Pass(self._layers[0], cos[0], sin[0], places)
+        arithmetic = self._arithmetic(self._layers[0], len(tokens))
+        rows: Floats = x.numpy()
+        for index in range(len(self._layers)):
+            self._layer(index, rows, shared, arithmetic)
+        return self._logits(x[keep])
+
+    def _layer(self, index: int, x: Floats, shared: Pass, arithmetic: Arithmetic) -> None:
+        """``x [rows, width]`` becomes what the layer makes of it."""
+        layer = self._layers[index]
+        arithmetic.before_attention(layer, x, shared)
+        self._attention.attend(index, shared.query, shared.attended, layer.scaling, layer.window)
+        arithmetic.after_attention(layer, x, shared)
+        arithmetic.feed_forward(layer, x)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(self._norm(x))
+        return logits
+
+    @contextmanager
+    def compared(self) -> Iterator[list[float]]:
+        """Compute beside each part of the model, in its passes in the block, what it computes.
+
+        Whole passes would not do: where a number lies just between two of eight bits, the last
+        digit of a float decides, and further layers make much of it.
+
+        Yields the largest differences, of a layer relative to what it changes; filled in the block.
+
+        Raises:
+            OtherStructure: in the block, a layer is called in an unknown way.
+        """
+        differences: list[float] = []
+        passed = torch.empty(0)
+        """From one part to the next."""
+
+        def embedded(module: nn.Module, given: Any, out: torch.Tensor) -> None:
+            nonlocal passed
+            passed = out[0].clone()
+
+        def compare(
+            index: int, module: nn.Module, given: Any, named: Mapping[str, Any], out: Any
+        ) -> None:
+            nonlocal passed
+            before = (given[0] if given else named["hidden_states"])[0]
+            differences.append(relative_difference(passed, before))
+            if "position_embeddings" not in named:
+                raise OtherStructure("its layers are told of positions in another way")
+            cos, sin = named["position_embeddings"]
+            shared = Pass(self._layers[0], cos[0], sin[0], self._cache.places)
+            arithmetic = self._arithmetic(self._layers[0], len(before))
+            own, x = (out[0] if isinstance(out, tuple) else out)[0], before.clone()
+            self._layer(index, x.numpy(), shared, arithmetic)
+            differences.append(relative_difference(x - before, own - before))
+            passed = own.clone()
+
+        def told(module: nn.Module, given: Any, named: Mapping[str, Any], out: Any) -> None:
+            logits = self._logits(passed[named["logits_to_keep"]])
+            differences.append(relative_difference(logits, out.logits[0]))
+
+        hooks = [
+            self._embed.register_forward_hook(embedded),
+            self._model.register_forward_hook(told, with_kwargs=True),
+        ]
+        hooks += [
+            module.register_forward_hook(partial(compare, index), with_kwargs=True)
+            for index, module in enumerate(self._modules)
+        ]
+        try:
+            yield differences
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -1,0 +1,145 @@
+"""A decoder layer by its structure, and what the layers of one forward pass share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from deployments.engines.int8 import Int8Linear
+from deployments.engines.kernels import Floats, Places
+from deployments.engines.linears import PackedLinear, SharedLinear
+
+Linear = TypeVar("Linear", PackedLinear, Int8Linear)
+
+LEAVES = {
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.act_fn",
+    "mlp.down_proj",
+}
+
+
+class OtherStructure(Exception):
+    """A model that is computed by its own modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(Generic[Linear]):
+    attention_gain: Floats
+    """Of the norm before; in int8, of the product after as well."""
+    attention_epsilon: float
+    qkv: Linear
+    keys: Floats
+    """``[places, kv_heads, dim]``: the cache's own."""
+    values: Floats
+    scaling: float
+    window: int | None
+    out: Linear
+    mlp_gain: Floats
+    mlp_epsilon: float
+    gate_up: Linear
+    down: Linear
+
+    @classmethod
+    def of(
+        cls, kind: type[Linear], layer: Any, keys: torch.Tensor, values: torch.Tensor
+    ) -> Layer[Linear]:
+        """Raises OtherStructure."""
+        leaves = {name for name, each in layer.named_modules() if not any(each.children())}
+        if leaves != LEAVES:
+            raise OtherStructure(f"its layers have {sorted(leaves ^ LEAVES)} more or less")
+        if keys.shape != values.shape:
+            raise OtherStructure("its values have another size than its keys")
+
+        def linear(module: nn.Module | None) -> Linear:
+            if not isinstance(module, kind):
+                raise OtherStructure(f"its layers are not each a {kind.__name__}, qkv as one")
+            return module
+
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = linear(SharedLinear.together([attention.q_proj, attention.k_proj, attention.v_proj]))
+        gate_up = linear(SharedLinear.together([mlp.gate_proj, mlp.up_proj]))
+        before_attention, before_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        return cls(
+            attention_gain=_gain(before_attention, qkv),
+            attention_epsilon=float(before_attention.variance_epsilon),
+            qkv=qkv,
+            keys=keys.flatten(0, 1).numpy(),
+            values=values.flatten(0, 1).numpy(),
+            scaling=attention.scaling,
+            window=getattr(attention, "sliding_window", None),
+            out=linear(attention.o_proj),
+            mlp_gain=_gain(before_mlp, gate_up),
+            mlp_epsilon=float(before_mlp.variance_epsilon),
+            gate_up=gate_up,
+            down=linear(mlp.down_proj),
+        )
+
+    @property
+    def dim(self) -> int:
+        """Of a head."""
+        return self.keys.shape[-1]
+
+
+def _gain(norm: Any, behind: PackedLinear | Int8Linear) -> Floats:
+    # A copy: one tensor left of a mapped weight file keeps all of it in memory.
+    gain: Floats = norm.weight.detach().numpy().copy()
+    return gain * behind.gain if isinstance(behind, Int8Linear) else gain
+
+
+class Pass:
+    """Positions and places of one forward pass, and what goes into attention and comes out.
+
+    Args:
+        layer: any one; they are alike.
+        cos: ``[rows, dim]``, as is ``sin``.
+        places: ``[rows]``, in the cache.
+    """
+
+    def __init__(
+        self, layer: Layer[Any], cos: torch.Tensor, sin: torch.Tensor, places: torch.Tensor
+    ) -> None:
+        rows = len(places)
+        self.cos: Floats = cos.contiguous().numpy()
+        self.sin: Floats = sin.contiguous().numpy()
+        self.places: Places = places.numpy()
+        query = torch.empty(rows, layer.out.in_features // layer.dim, layer.dim)
+        self.turned: Floats = query.numpy()
+        """``[rows, heads, dim]``, the queries where they are computed."""
+        self.query = query.transpose(0, 1)
+        """The same, as attention takes them."""
+        self.attended = torch.empty_like(query)
+        self.heads = self.attended.flatten(1)
+        """The same, as the layers take them."""
+
+
+class Arithmetic(Protocol):
+    """Products of some rows, and what lies between them. ``x [rows, width]`` is changed in place.
+
+    Args:
+        layer: any one; room to compute in is as large as it needs.
+        rows: how many.
+    """
+
+    def __init__(self, layer: Layer[Any], rows: int) -> None: ...
+
+    def before_attention(self, layer: Layer[Any], x: Floats, shared: Pass) -> None:
+        """The pass's queries, and keys and values in the cache."""
+        ...
+
+    def after_attention(self, layer: Layer[Any], x: Floats, shared: Pass) -> None:
+        """To ``x`` what the heads have found."""
+        ...
+
+    def feed_forward(self, layer: Layer[Any], x: Floats) -> None:
+        """To ``x`` what the gated layers make of it."""
+        ...
