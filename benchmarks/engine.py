@@ -4,7 +4,9 @@
 ``python -m benchmarks.engine --dtype int8``  the engine in int8, ``generate`` in float32, as
                                             transformers has no int8 for the CPU
 
-Same process, weights and prompts. The two take turns, and each ratio is of
+Same weights and prompts, each in a process of its own: in one, the helper threads of both would be
+more than there are processors, and sleep between any two computations
+(``deployments.engines.computing``). The two take turns, and each ratio is of
 neighbours in time, so that a machine whose speed drifts does not decide. A static batch
 ends when its longest member does; with equal lengths it wastes nothing, with mixed
 lengths it shows what continuous batching is for.
@@ -18,7 +20,9 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -87,13 +91,37 @@ async def run_engine(engine: Engine, case: Case) -> float:
     return sum(case.new_tokens) / (time.perf_counter() - began)
 
 
-def run_generate(model: PreTrainedModel, case: Case) -> float:
-    """Useful tokens per second of one static batch."""
+class Generate:
+    """transformers' own, in another process."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._process = ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=_load, initargs=(folder, threads)
+        )
+
+    def run(self, case: Case) -> float:
+        """Useful tokens per second of one static batch."""
+        return self._process.submit(_generate, case).result()
+
+    def close(self) -> None:
+        self._process.shutdown()
+
+
+_model: PreTrainedModel
+
+
+def _load(folder: Path, threads: int) -> None:
+    global _model
+    torch.set_num_threads(threads)
+    _model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _generate(case: Case) -> float:
     inputs = torch.tensor(case.prompts)
     longest = max(case.new_tokens)
     began = time.perf_counter()
     with torch.inference_mode():
-        model.generate(
+        _model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=longest,
@@ -106,8 +134,7 @@ def run_generate(model: PreTrainedModel, case: Case) -> float:
 async def compare(
     folder: Path, threads: int, rounds: int, dtype: Literal["float32", "int8"]
 ) -> Report:
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    generate = Generate(folder, threads)
     config = EngineConfig(
         slots=32, context=1024, threads=threads, prefix_cache=NOTHING_KEPT, dtype=dtype
     )
@@ -119,11 +146,11 @@ async def compare(
         for case, goal in zip(CASES, GOALS[dtype], strict=True):
             warm = Case(case.name, case.prompts, [8] * len(case.prompts))
             await run_engine(engine, warm)
-            run_generate(model, warm)
+            generate.run(warm)
             ours, theirs = [], []
             for _ in range(rounds):
                 ours.append(await run_engine(engine, case))
-                theirs.append(run_generate(model, case))
+                theirs.append(generate.run(case))
             ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
             rows.append(
                 (
@@ -137,6 +164,7 @@ async def compare(
             print(rows[-1], flush=True)
     finally:
         engine.close()
+        generate.close()
     report.add(
         f"SmolLM2-135M-Instruct, the engine in {dtype}, `generate` in float32, {threads} threads,"
         f" greedy, prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new tokens where equal;"

@@ -123,7 +123,8 @@ class Runner:
 
     def _fused_if_equal(self, tolerance: float) -> FusedDecoder | None:
         # Numba is for those alone whose layers are computed by it.
-        from deployments.engines.fused.decoder import FusedDecoder, OtherStructure
+        from deployments.engines.fused.decoder import FusedDecoder
+        from deployments.engines.fused.layer import OtherStructure
 
         name = type(self.model).__name__
         try:

@@ -87,7 +87,8 @@ class Layer(Generic[Linear]):
     @property
     def dim(self) -> int:
         """Of a head."""
-        return self.keys.shape[-1]
+        dim: int = self.keys.shape[-1]
+        return dim
 
 
 def _gain(norm: Any, behind: PackedLinear | Int8Linear) -> Floats:
