@@ -10,6 +10,7 @@ that TorchInductor emits for frozen weights.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ PACK_ROWS = 32
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a model's outputs, relative to the largest of them."""
+
+KEPT = 64
+"""How many compiled products are kept."""
 
 Make: TypeAlias = Callable[[Sequence[nn.Linear]], nn.Module]
 """What computes several layers over the same input, their outputs one after the other."""
@@ -106,6 +110,17 @@ class _Group:
         if not self._waiting:
             self._input = None
         return out
+
+
+def keep_few_compiled() -> None:
+    """To be called before the first product.
+
+    oneDNN compiles one for each shape, that is for each number of rows, and keeps 1024: at some
+    half a megabyte, more than a small model's weights. A step has about five, and to compile one
+    anew takes a millisecond.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's, its own
+        os.environ.setdefault(name, str(KEPT))
 
 
 @contextmanager

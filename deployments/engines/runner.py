@@ -7,6 +7,7 @@ nonsense.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
 from deployments.engines.fit import check_fit, first_line, probe
 from deployments.engines.kv import SlotCache
-from deployments.engines.linears import TOLERANCE, Groups, pack_if_equal
+from deployments.engines.linears import TOLERANCE, Groups, keep_few_compiled, pack_if_equal
 from deployments.engines.lora import LoraMixer, observed_targets
 from deployments.engines.lora_file import LoraFile
 from deployments.engines.precision import WINDOW, house_text, int8_units, to_int8
@@ -65,6 +66,7 @@ class Runner:
     """
 
     def __init__(self, folder: Path, config: EngineConfig) -> None:
+        keep_few_compiled()
         self.device = torch.device(config.device)
         self.dtype = _dtype(config, self.device)
         self.model = _load(folder, self.dtype, self.device)
@@ -86,7 +88,8 @@ class Runner:
         except BaseException:
             self.close()
             raise
-        _let_go_of_file(self.model)
+        if self.device.type == "cpu":
+            _let_go_of_file(self.model)
         self._max_rank = config.adapters.max_rank
         self._targets = targets
 
@@ -315,7 +318,11 @@ def _context(model: PreTrainedModel, asked: int | None, folder: Path) -> int:
 
 
 def _let_go_of_file(model: PreTrainedModel) -> None:
-    """Copy what is left of the weight file, so that its mapping, packed layers and all, can go."""
-    if model.device.type == "cpu":
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+    """Copy what is left of the weight file, so that its mapping, packed layers and all, can go; and
+    give back what loading took besides.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -200,3 +202,31 @@ def test_packing_that_changes_nothing_stays() -> None:
     model, x = nn.Sequential(linear(8, 4, bias=True)), torch.randn(3, 8)
     assert pack_if_equal(model, [], lambda: model(x)) == 1
     assert type(model[0]) is PackedLinear
+
+
+MANY_SHAPES = """
+from pathlib import Path
+import torch
+from torch import nn
+from deployments.engines.linears import PackedLinear, keep_few_compiled
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+keep_few_compiled()
+layers = [PackedLinear(nn.Linear(width, 256)) for width in (128, 192, 256, 384)]
+with torch.inference_mode():
+    for rows in range(1, 161):
+        if rows == 41:
+            before = resident_mb()
+        for layer in layers:
+            layer(torch.zeros(rows, layer.in_features))
+print(resident_mb() - before)
+"""
+
+
+def test_products_of_ever_new_shapes_do_not_fill_the_memory() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True
+    )
+    assert float(ran.stdout) < 60  # 480 more shapes: 200 MB where they are all kept
