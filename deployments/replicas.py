@@ -511,6 +511,7 @@ class GatewayReplica:
                 inbox=inbox,
                 cache=cache,
                 bind_host=bind_host(),
+                echoes_ids=True,
                 close=close,
             )
         )

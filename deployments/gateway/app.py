@@ -113,7 +113,7 @@ def policies(services: Services, operations: Sequence[Operation]) -> Sequence[Po
     """From the outermost, which sees a request first and its answer last, inwards."""
     config = services.config
     return [
-        partial(RequestId, clock=services.clock),
+        partial(RequestId, clock=services.clock, echoed=services.echoes_ids),
         SecurityHeaders,
         *cors(config.cors.allow_origins),
         partial(Access, emit=services.emit, clock=services.clock),

@@ -216,6 +216,8 @@ class Services:
     """Called when the gateway stops, after its last answer: for what is not written yet."""
     bind_host: str | None = None
     """The address that HTTP is answered on; ``None``: unknown."""
+    echoes_ids: bool = False
+    """Whether the server under the gateway sends the id of a request back by itself."""
     clock: Callable[[], float] = time.monotonic
     """Seconds, for durations."""
     now: Callable[[], float] = time.time

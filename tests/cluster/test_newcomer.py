@@ -73,6 +73,12 @@ def test_it_knows_the_capital_of_france(platform: Served) -> None:
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
 
 
+@pytest.mark.parametrize("given", [{}, {"x-request-id": "mine"}])
+def test_an_answer_has_one_id(platform: Served, given: dict[str, str]) -> None:
+    answer = httpx.get(f"{platform.url}/healthz", headers=given)
+    assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
+
+
 INFER: dict[str, Any] = {
     "model": "smollm2",
     "prompt": "Count from one to twenty in words.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from collections.abc import AsyncIterator
@@ -42,6 +43,17 @@ async def test_any_other_is_replaced(client: httpx.AsyncClient, given: str) -> N
     assert made != given
     assert len(made) == 32
     assert made == answer.json()["request_id"]
+
+
+@pytest.mark.parametrize(("given", "told"), [("mine", []), ("a b", ["ours"])])
+async def test_an_id_that_the_server_sends_back_by_itself_is_not_sent_twice(
+    world: World, given: str, told: list[str]
+) -> None:
+    app = create_app(dataclasses.replace(world.services(), echoes_ids=True))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as client:
+        answer = await client.get("/healthz", headers={"x-request-id": given})
+    assert len(answer.headers.get_list("x-request-id")) == len(told)
+    assert (answer.json()["request_id"] == given) == (not told)
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/nope", "/v1/models"])

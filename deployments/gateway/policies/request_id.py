@@ -21,11 +21,17 @@ HEADER = b"x-request-id"
 
 
 class RequestId:
-    """Opens the exchange, so it stands outermost."""
+    """Opens the exchange, so it stands outermost.
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float]) -> None:
+    Args:
+        echoed: whether who serves the app sends the id of a request back by itself, as Ray Serve
+            does: ours would be a second header.
+    """
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float], *, echoed: bool = False) -> None:
         self.app = app
         self.clock = clock
+        self.echoed = echoed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -33,16 +39,21 @@ class RequestId:
             return
         method = scope.get("method", "WEBSOCKET")
         known = method in METHODS or scope["type"] == "websocket"
+        given = _given(scope)
         exchange = Exchange(
-            id=_given(scope) or unique(),
+            id=given or unique(),
             method=method if known else "OTHER",  # a metric's label is not whatever a client sends
             arrived=self.clock(),
         )
         scope["exchange"] = exchange
         header = (HEADER, exchange.id.encode("ascii"))
 
+        starts = {"websocket.accept"}
+        if not (self.echoed and given):
+            starts.add("http.response.start")
+
         async def send_with_id(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
+            if message["type"] in starts:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
