@@ -60,11 +60,17 @@ async def ask(
             if after := response.headers.get("Retry-After"):
                 heard.retry_after.append(float(after))
             return
-        first, tail = None, b""
-        async for chunk in response.content.iter_any():
-            first = first or time.perf_counter() - began
-            tail = (tail + chunk)[-64:]
-        if b"data: [DONE]" in tail:
+        first, last, failed = None, b"", None
+        async for line in response.content:
+            # Comments say that one still waits; events are one line each.
+            if line.startswith(b"data:"):
+                first = first or time.perf_counter() - began
+                last = line.removeprefix(b"data:").strip()
+                if last.startswith(b'{"error"'):
+                    failed = json.loads(last)["error"]["code"]
+        if failed is not None:
+            heard.statuses[f"{failed} in the stream"] += 1
+        elif last == b"[DONE]":
             assert first is not None
             heard.ttft.append(first)
             heard.statuses["answered"] += 1

@@ -11,6 +11,8 @@ by side, so that keys and values are read once and never repeated in memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -127,12 +129,25 @@ def _mask(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a layer asks of attention."""
+
+    layer: int
+    query: torch.Tensor
+    """``[heads, tokens, dim]``."""
+    scaling: float | None
+    window: int | None
+
+
 class SlotAttention:
     """The attention function of one runner, registered under a name of its own."""
 
     def __init__(self, cache: SlotCache) -> None:
         self._cache = cache
         self._spans: list[Span] = []
+        self.observe: Callable[[Asked], None] | None = None
+        """Told what the model's own layers ask."""
         self.name = f"frontier_slots_{id(self):x}"
         AttentionInterface.register(self.name, self)
 
@@ -162,6 +177,8 @@ class SlotAttention:
             )
         layer = module.layer_idx
         assert isinstance(layer, int)
+        if self.observe is not None:
+            self.observe(Asked(layer, query[0], scaling, sliding_window))
         _, heads, tokens, _ = query.shape
         out = query.new_empty(1, tokens, heads, self._cache.values[layer].shape[-1])
         self.attend(layer, query[0], out[0], scaling, sliding_window)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from deployments.engines.linears import observed_groups, pack_if_equal
+from deployments.engines.linears import keep_few_compiled, observed_groups, pack_if_equal
 from models.contracts import Json
 from models.errors import ConfigError, InvalidInput
 
@@ -47,6 +47,7 @@ class SentenceEncoder:
     ) -> None:
         torch.set_num_threads(threads)
         self._device = device
+        keep_few_compiled()
         self._max_tokens = max_tokens
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._pad = self._tokenizer.pad_token_id or 0

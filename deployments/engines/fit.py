@@ -83,6 +83,13 @@ def probe(runner: Runner) -> torch.Tensor:
     return torch.cat([runner.run(step).logits for step in steps])
 
 
+@torch.inference_mode()
+def probe_end(runner: Runner) -> None:
+    """Run a token at the end of the context, where what depends on positions shows."""
+    [chunk] = _chunks(0, [1], 0)
+    runner.run(Step(chunks=(_chunk(chunk.sequence, 0, runner.context - 1, [1]),)))
+
+
 def _packed(runner: Runner, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits ``[2, positions, vocabulary]`` of the last positions of both sequences, run one
     pass apart; and ``[vocabulary]`` of the first one's last, beside the end of a long one.
@@ -109,7 +116,7 @@ def _chunks(index: int, tokens: list[int], slot: int) -> list[Chunk]:
     request = GenerateRequest(id="fit", model="", prompt=tuple(tokens))
     call = Call(request=request, prompt=tuple(tokens), arrived=0.0, deadline=0.0)
     sequence = Sequence(call=call, index=index, max_tokens=1, tokens=tokens)
-    half = len(tokens) // 2
+    half = max(1, len(tokens) // 2)
     pieces = [(0, half), *((i, i + 1) for i in range(half, len(tokens)))]
     return [_chunk(sequence, slot, start, tokens[start:end]) for start, end in pieces]
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float32]
 Bytes: TypeAlias = NDArray[np.int8]
-Sums: TypeAlias = NDArray[np.int32]
+Whole: TypeAlias = NDArray[np.int32]
 Places: TypeAlias = NDArray[np.int64]
 
 LEVELS = np.float32(255)
@@ -45,7 +45,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 
 def _compiled(function: Kernel) -> Kernel:
-    """Sums may be reordered, so that loops become vector instructions; NaN and infinity stay what
+    """Whole may be reordered, so that loops become vector instructions; NaN and infinity stay what
     they are, and a division by zero is infinite.
     """
     compiled = njit(
@@ -130,7 +130,7 @@ def normalise_int8(x: Floats, gain: Floats, epsilon: float, whole: Bytes, steps:
 
 @_compiled
 def gate_int8(
-    product: Sums, given: Floats, terms: Floats, gain: Floats, whole: Bytes, steps: Floats
+    product: Whole, given: Floats, terms: Floats, gain: Floats, whole: Bytes, steps: Floats
 ) -> None:
     """As ``gate``, times ``gain``, in int8; ``given`` are the product's own steps."""
     width = whole.shape[1]
@@ -147,7 +147,7 @@ def gate_int8(
 
 @_compiled
 def rotate_and_place_int8(
-    product: Sums,
+    product: Whole,
     steps: Floats,
     terms: Floats,
     cos: Floats,
@@ -166,7 +166,7 @@ def rotate_and_place_int8(
 
 
 @_compiled
-def add_int8(product: Sums, steps: Floats, terms: Floats, y: Floats) -> None:
+def add_int8(product: Whole, steps: Floats, terms: Floats, y: Floats) -> None:
     """To ``y`` what a product is."""
     for row in range(product.shape[0]):
         by, shift = steps[0, row], steps[1, row]
@@ -175,7 +175,7 @@ def add_int8(product: Sums, steps: Floats, terms: Floats, y: Floats) -> None:
 
 
 @_compiled
-def dequantise(product: Sums, steps: Floats, terms: Floats) -> None:
+def dequantise(product: Whole, steps: Floats, terms: Floats) -> None:
     """In place of a product the floats it is."""
     y = product.view(np.float32)
     for row in range(product.shape[0]):
@@ -186,7 +186,7 @@ def dequantise(product: Sums, steps: Floats, terms: Floats) -> None:
 
 @_compiled
 def rescore(
-    product: Sums, steps: Floats, terms: Floats, x: Floats, weight: Floats, margin: float
+    product: Whole, steps: Floats, terms: Floats, x: Floats, weight: Floats, margin: float
 ) -> None:
     """In place of a product ``[rows, outputs]`` the floats it is; exactly those that are within
     ``margin`` of a row's largest.
@@ -241,7 +241,7 @@ def _inverse_rms(x: Floats, epsilon: float) -> np.float32:
 
 
 @_compiled
-def _gated(halves: Floats, powers: Sums, y: Floats) -> None:
+def _gated(halves: Floats, powers: Whole, y: Floats) -> None:
     """``halves [2 width]``, ``y [width]``; ``powers [width]`` for our own use."""
     width = y.shape[0]
     for i in range(width):  # e to the -a, as 2 to a whole number times a polynomial
@@ -302,7 +302,7 @@ def _float(
 
 
 @_compiled
-def _floats(product: Sums, row: int, steps: Floats, terms: Floats, y: Floats) -> None:
+def _floats(product: Whole, row: int, steps: Floats, terms: Floats, y: Floats) -> None:
     """``y [outputs]`` of one row."""
     by, shift = steps[0, row], steps[1, row]
     for i in range(product.shape[1]):

@@ -92,7 +92,7 @@ def to_int8(
     """
     if len(tokens) < LEAST_TEXT:
         return None
-    # Numba is for those alone who compute in int8.
+    # Here, for Numba takes 70 MB, which whoever computes elsewhere does without.
     from deployments.engines.int8 import Int8Head, Int8Linear, observed_inputs, observed_ranges
 
     windows = [tokens[at : at + window] for at in range(0, len(tokens), window)]

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from deployments.config import EngineConfig
 from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
-from deployments.engines.fit import check_fit, first_line, probe
+from deployments.engines.fit import check_fit, first_line, probe, probe_end
 from deployments.engines.kv import SlotCache
 from deployments.engines.linears import TOLERANCE, Groups, keep_few_compiled, pack_if_equal
 from deployments.engines.lora import LoraMixer, observed_targets
@@ -88,6 +88,7 @@ class Runner:
         except BaseException:
             self.close()
             raise
+        del groups  # and with them the layers that were packed
         if self.device.type == "cpu":
             _let_go_of_file(self.model)
         self._max_rank = config.adapters.max_rank
@@ -125,21 +126,28 @@ class Runner:
         return True
 
     def _fused_if_equal(self, tolerance: float) -> FusedDecoder | None:
-        # Numba is for those alone whose layers are computed by it.
-        from deployments.engines.fused.decoder import FusedDecoder
-        from deployments.engines.fused.layer import OtherStructure
-
         name = type(self.model).__name__
+        try:
+            # Here, for Numba takes 70 MB, which whoever computes elsewhere does without.
+            from deployments.engines.fused.decoder import FusedDecoder
+            from deployments.engines.fused.layer import OtherStructure
+        except Exception as error:  # Numba, where there is no folder to write what it compiles to
+            _log.warning("%s is computed by its own modules: %s", name, error)
+            return None
         try:
             fused = FusedDecoder(self.model, self.cache, self._attention)
             with fused.compared() as differences:
                 probe(self)
+                probe_end(self)
         except OtherStructure as error:
             _log.info("%s is computed by its own modules: %s", name, error)
             return None
+        except Exception as error:  # it only looks like one that is known
+            _log.warning("%s is computed by its own modules: %s", name, error)
+            return None
         if not all(each <= tolerance for each in differences):
             most = max(differences)
-            _log.info("%s is computed by its own modules, which differ: %.2g", name, most)
+            _log.warning("%s is computed by its own modules, which differ: %.2g", name, most)
             return None
         return fused
 

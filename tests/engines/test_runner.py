@@ -173,6 +173,8 @@ def write(config: PreTrainedConfig, folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(6)
+        else:
+            parameter.data.add_(torch.randn_like(parameter) / 4)
     model.save_pretrained(folder)
     return folder
 

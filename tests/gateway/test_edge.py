@@ -45,6 +45,12 @@ async def test_any_other_is_replaced(client: httpx.AsyncClient, given: str) -> N
     assert made == answer.json()["request_id"]
 
 
+async def test_of_several_ids_the_first_counts(client: httpx.AsyncClient) -> None:
+    given = [("x-request-id", "a b"), ("x-request-id", "mine")]
+    made = (await client.get("/healthz", headers=given)).headers["x-request-id"]
+    assert made not in ("a b", "mine")
+
+
 @pytest.mark.parametrize(("given", "told"), [("mine", []), ("a b", ["ours"])])
 async def test_an_id_that_the_server_sends_back_by_itself_is_not_sent_twice(
     world: World, given: str, told: list[str]

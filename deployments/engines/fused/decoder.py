@@ -1,4 +1,4 @@
-"""Decoder layers without the model's own modules: five kernels and four products a layer.
+"""Decoder layers without the model's own modules: four products, and a kernel between any two.
 
 For layers as Llama has them, by their structure: RMSNorm, attention with rotary positions, RMSNorm,
 gated SiLU, each added to what came in. What only looks like one (other norms, a scale somewhere)
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deployments.engines.attention import SlotAttention
+from deployments.engines.attention import Asked, SlotAttention
 from deployments.engines.fused.floats import FloatArithmetic
 from deployments.engines.fused.int8 import Int8Arithmetic
 from deployments.engines.fused.layer import Arithmetic, Layer, OtherStructure, Pass
@@ -60,6 +60,8 @@ class FusedDecoder:
             raise OtherStructure(str(error)) from error
         if cos.shape[-1] != self._layers[0].dim:
             raise OtherStructure("it turns a part of each head")
+        if any(layer.shape != self._layers[0].shape for layer in self._layers):
+            raise OtherStructure("its layers are of several sizes")
         self._model = model
         self._embed = model.get_input_embeddings()
         self._head: nn.Module = model.get_output_embeddings()
@@ -114,8 +116,12 @@ class FusedDecoder:
             OtherStructure: in the block, a layer is called in an unknown way.
         """
         differences: list[float] = []
+        asked: dict[int, Asked] = {}
         passed = torch.empty(0)
         """From one part to the next."""
+
+        def note(what: Asked) -> None:
+            asked[what.layer] = what
 
         def embedded(module: nn.Module, given: Any, out: torch.Tensor) -> None:
             nonlocal passed
@@ -127,14 +133,20 @@ class FusedDecoder:
             nonlocal passed
             before = (given[0] if given else named["hidden_states"])[0]
             differences.append(relative_difference(passed, before))
-            if "position_embeddings" not in named:
+            if not {"position_embeddings", "position_ids"} <= named.keys():
                 raise OtherStructure("its layers are told of positions in another way")
-            cos, sin = named["position_embeddings"]
+            own_turn = named["position_embeddings"]
+            cos, sin = self._rotary(before[None], named["position_ids"])
+            differences.extend(map(relative_difference, (cos, sin), own_turn))
             shared = Pass(self._layers[0], cos[0], sin[0], self._cache.places)
             arithmetic = self._arithmetic(self._layers[0], len(before))
             own, x = (out[0] if isinstance(out, tuple) else out)[0], before.clone()
             self._layer(index, x.numpy(), shared, arithmetic)
-            differences.append(relative_difference(x - before, own - before))
+            layer, of_attention = self._layers[index], asked[index]
+            if (layer.scaling, layer.window) != (of_attention.scaling, of_attention.window):
+                raise OtherStructure("its attention is asked for something else")
+            differences.append(relative_difference(shared.query, of_attention.query))
+            differences.append(_difference(x, own, before))
             passed = own.clone()
 
         def told(module: nn.Module, given: Any, named: Mapping[str, Any], out: Any) -> None:
@@ -149,8 +161,19 @@ class FusedDecoder:
             module.register_forward_hook(partial(compare, index), with_kwargs=True)
             for index, module in enumerate(self._modules)
         ]
+        self._attention.observe = note
         try:
             yield differences
         finally:
+            self._attention.observe = None
             for hook in hooks:
                 hook.remove()
+
+
+def _difference(found: torch.Tensor, own: torch.Tensor, before: torch.Tensor) -> float:
+    """Of what a layer made of ``before``: the largest, relative to the largest change; without what
+    a sum with ``before`` loses, in which single channels can be a thousand times larger.
+    """
+    lost = before.abs().max() * torch.finfo(before.dtype).eps
+    off = ((found - own).abs().max() - lost).clamp(min=0)
+    return float(off / (own - before).abs().max().clamp(min=1e-6))

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.functional import silu
 
 from deployments.engines.int8 import Int8Linear
 from deployments.engines.kernels import Floats, Places
@@ -66,6 +67,9 @@ class Layer(Generic[Linear]):
             return module
 
         attention, mlp = layer.self_attn, layer.mlp
+        some = torch.linspace(-8, 8, 65)
+        if not torch.allclose(mlp.act_fn(some), silu(some)):
+            raise OtherStructure("its gates are not SiLU's")
         qkv = linear(SharedLinear.together([attention.q_proj, attention.k_proj, attention.v_proj]))
         gate_up = linear(SharedLinear.together([mlp.gate_proj, mlp.up_proj]))
         before_attention, before_mlp = layer.input_layernorm, layer.post_attention_layernorm
@@ -76,7 +80,7 @@ class Layer(Generic[Linear]):
             keys=keys.flatten(0, 1).numpy(),
             values=values.flatten(0, 1).numpy(),
             scaling=attention.scaling,
-            window=getattr(attention, "sliding_window", None),
+            window=_window(attention),
             out=linear(attention.o_proj),
             mlp_gain=_gain(before_mlp, gate_up),
             mlp_epsilon=float(before_mlp.variance_epsilon),
@@ -85,10 +89,23 @@ class Layer(Generic[Linear]):
         )
 
     @property
+    def shape(self) -> tuple[object, ...]:
+        """Layers of one shape share the room to compute in."""
+        linears: tuple[Linear, ...] = (self.qkv, self.out, self.gate_up, self.down)
+        return (*((each.in_features, each.out_features) for each in linears), self.keys.shape)
+
+    @property
     def dim(self) -> int:
         """Of a head."""
         dim: int = self.keys.shape[-1]
         return dim
+
+
+def _window(attention: Any) -> int | None:
+    """Its own, if it has a word on it; else its model's."""
+    place = attention if hasattr(attention, "sliding_window") else attention.config
+    window: int | None = getattr(place, "sliding_window", None)
+    return window
 
 
 def _gain(norm: Any, behind: PackedLinear | Int8Linear) -> Floats:

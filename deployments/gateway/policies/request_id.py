@@ -65,7 +65,6 @@ class RequestId:
 
 
 def _given(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == HEADER and SANE.fullmatch(value):
-            return str(value, "ascii")
-    return None
+    """The first that was sent, which a server that echoes sends back, if it is sane."""
+    first = next((value for name, value in scope["headers"] if name == HEADER), b"")
+    return str(first, "ascii") if SANE.fullmatch(first) else None

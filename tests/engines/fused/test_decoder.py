@@ -14,11 +14,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GraniteConfig, OlmoConfig, PreTrainedConfig, Qwen3Config
+from torch import nn
+from transformers import (
+    GraniteConfig,
+    LlamaConfig,
+    Ministral3Config,
+    MistralConfig,
+    OlmoConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
 
 from deployments.config import EngineConfig
 from deployments.engines.fused.decoder import FusedDecoder
-from deployments.engines.linears import TOLERANCE
+from deployments.engines.fused.layer import OtherStructure
+from deployments.engines.linears import TOLERANCE, PackedLinear
 from deployments.engines.runner import INT8_TOLERANCE, Runner
 from deployments.engines.sequence import Step
 from tests.engines.test_runner import chunk, sequence, write
@@ -26,14 +36,45 @@ from tests.tiny_models import CONTEXT, VOCABULARY, byte_tokenizer
 
 Tiny = Callable[[str], Path]
 CONFIGS = {dtype: EngineConfig(slots=4, dtype=dtype) for dtype in ("int8", "float32")}
-KINDS = [(kind, dtype) for kind in ("llama", "qwen2") for dtype in CONFIGS]
+KINDS = [(kind, dtype) for kind in ("llama", "qwen2", "mistral") for dtype in CONFIGS]
 NEAR = {"int8": 0.02, "float32": 1e-5}
 """In int8, a number or two between two of eight bits."""
 
 
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+SCALED_BEYOND_64 = {
+    "rope_type": "default",
+    "rope_theta": 10_000.0,
+    "llama_4_scaling_beta": 4.0,
+    "original_max_position_embeddings": 64,
+}
+"""Queries that grow with their positions, none of which a short prompt has."""
+
+
+def readable(config: PreTrainedConfig, folder: Path) -> Path:
+    """A random model with a tokenizer, so that there is text to judge int8 by."""
+    write(config, folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def runners(tiny: Tiny) -> Iterator[dict[tuple[str, str], Runner]]:
-    made = {(kind, dtype): Runner(tiny(kind), CONFIGS[dtype]) for kind, dtype in KINDS}
+def runners(
+    tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, str], Runner]]:
+    folders = {kind: tiny(kind) for kind in ("llama", "qwen2")}
+    # Its layers have their window from the configuration alone, longer than what load looks at.
+    config = MistralConfig(**SMALL, sliding_window=16)
+    folders["mistral"] = readable(config, tmp_path_factory.mktemp("mistral"))
+    made = {(kind, dtype): Runner(folders[kind], CONFIGS[dtype]) for kind, dtype in KINDS}
     yield made
     for each in made.values():
         each.close()
@@ -74,7 +115,7 @@ def test_each_part_is_the_models_own_in_any_mixture(
             continue
         with fused(runner).compared() as differences, using_modules(runner):
             runner.run(Step(chunks=tuple(chunks)))
-        assert max(differences) <= NEAR[dtype]
+        assert all(each <= NEAR[dtype] for each in differences)
 
 
 @contextmanager
@@ -147,17 +188,6 @@ def test_a_pass_with_an_adapter_goes_through_the_modules_that_it_hooks(
         runner.run(Step(chunks=(chunk(sequence([1, 2]), 0, 0, 2),)))
 
 
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-}
-
-
 @pytest.mark.parametrize("dtype", CONFIGS)
 @pytest.mark.parametrize(
     ("config", "why"),
@@ -165,10 +195,12 @@ SMALL = {
         (GraniteConfig(**SMALL, residual_multiplier=0.5), "which differ"),
         (GraniteConfig(**SMALL, embedding_multiplier=3.0), "which differ"),
         (GraniteConfig(**SMALL, logits_scaling=4.0), "which differ"),
+        (LlamaConfig(**SMALL, hidden_act="gelu"), "gates are not SiLU's"),
+        (Ministral3Config(**SMALL, head_dim=8, rope_parameters=SCALED_BEYOND_64), "which differ"),
         (Qwen3Config(**SMALL, head_dim=8), "q_norm"),
         (OlmoConfig(**SMALL), "has no attribute 'weight'"),
     ],
-    ids=["residual", "embedding", "logits", "qwen3", "olmo"],
+    ids=["residual", "embedding", "logits", "gelu", "ministral3", "qwen3", "olmo"],
 )
 def test_a_model_of_another_structure_is_computed_by_its_own_modules(
     config: PreTrainedConfig,
@@ -178,9 +210,7 @@ def test_a_model_of_another_structure_is_computed_by_its_own_modules(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    write(config, tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    runner = Runner(tmp_path, CONFIGS[dtype])
+    runner = Runner(readable(config, tmp_path), CONFIGS[dtype])
     assert runner._fused is None
     assert "is computed by its own modules" in caplog.text
     assert why in caplog.text
@@ -190,8 +220,6 @@ def test_a_model_of_another_structure_is_computed_by_its_own_modules(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"scaling": 0.1},
-        {"window": 4},
         {"mlp_epsilon": 0.5},
         {"attention_gain": np.full(32, 0.5, np.float32)},
     ],
@@ -213,3 +241,57 @@ def test_a_part_that_is_not_the_models_own_is_seen(
     finally:
         fused(runner)._layers[1] = own
     assert max(differences) > tolerance
+
+
+@pytest.mark.parametrize(
+    ("fails", "level"),
+    [(OtherStructure("another"), logging.INFO), (RuntimeError("of sizes"), logging.WARNING)],
+)
+def test_what_fails_while_it_is_tried_keeps_no_model_from_answering(
+    fails: Exception,
+    level: int,
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object) -> None:
+        raise fails
+
+    monkeypatch.setattr(FusedDecoder, "_layer", broken)
+    caplog.set_level(logging.INFO)
+    runner = Runner(tiny("llama"), CONFIGS["float32"])
+    assert runner._fused is None
+    [told] = [each for each in caplog.records if "its own modules" in each.message]
+    assert (told.levelno, str(fails) in told.message) == (level, True)
+    assert runner.run(Step(chunks=(chunk(sequence([1, 2, 3]), 0, 0, 3),))).logits.isfinite().all()
+    runner.close()
+
+
+def test_layers_of_several_sizes_share_no_room(runners: dict[tuple[str, str], Runner]) -> None:
+    runner = runners["llama", "float32"]
+    model = runner.model.get_decoder()
+    kept = model.layers[1].mlp.down_proj
+    model.layers[1].mlp.down_proj = PackedLinear(nn.Linear(48, 32))
+    try:
+        with pytest.raises(OtherStructure, match="several sizes"):
+            FusedDecoder(runner.model, runner.cache, runner._attention)
+    finally:
+        model.layers[1].mlp.down_proj = kept
+
+
+@pytest.mark.parametrize("wrong", [{"scaling": 0.1}, {"window": 4}])
+def test_attention_that_is_asked_for_something_else_is_seen(
+    wrong: dict[str, object], runners: dict[tuple[str, str], Runner]
+) -> None:
+    runner = runners["llama", "float32"]
+    own = fused(runner)._layers[1]
+    fused(runner)._layers[1] = dataclasses.replace(own, **wrong)  # type: ignore[arg-type]
+    try:
+        with (
+            pytest.raises(OtherStructure, match="something else"),
+            fused(runner).compared(),
+            using_modules(runner),
+        ):
+            runner.run(Step(chunks=(chunk(sequence([1, 2, 3]), 0, 0, 3),)))
+    finally:
+        fused(runner)._layers[1] = own
