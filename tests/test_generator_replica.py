@@ -318,7 +318,7 @@ async def test_torch_has_as_many_threads_as_the_replica_has_processors(
     config = GenerateModel.model_validate(model).model_dump(mode="json")
     shell = GeneratorReplica("tiny", config, {"refresh_s": REFRESH_S, "heartbeat_s": 60})
     found: list[int] = []
-    shell._engine._runner.model.register_forward_pre_hook(
+    shell._engine._runner.model.get_input_embeddings().register_forward_pre_hook(
         lambda *_: found.append(torch.get_num_threads())
     )
     assert isinstance(await ask(shell, None), str)

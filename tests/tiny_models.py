@@ -68,7 +68,8 @@ def make(kind: str, folder: Path, *, seed: int = 0, context: int = CONTEXT) -> P
         for parameter in model.parameters():  # far from uniform, so that argmax is decided
             if parameter.dim() > 1:
                 parameter.mul_(8)
-            else:  # gains that are not all one, biases that are not all zero
+            elif kind != "gpt2":  # whose greedy answers would never end
+                # Gains that are not all one, biases that are not all zero.
                 parameter.add_(torch.randn_like(parameter) / 4)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

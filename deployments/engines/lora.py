@@ -11,10 +11,10 @@ multiplied alone. Where no row has an adapter the hooks are taken off: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -220,6 +220,11 @@ class _Mix:
         return sums.products if self.back is None else sums.rows.index_select(0, self.back)
 
 
+Addition: TypeAlias = Callable[[torch.Tensor, torch.Tensor], None]
+"""Adds to a layer's output ``[1, tokens, outputs]``, in place, what the adapters of the pass make
+of its input ``[1, tokens, inputs]``. Layers that are given the same tensor share work."""
+
+
 class _Layer:
     """The hook of one linear layer. There are hundreds of them, so each call counts."""
 
@@ -233,8 +238,10 @@ class _Layer:
         """By rank."""
 
     def __call__(self, _: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-        """Add to ``out [1, tokens, outputs]`` in place."""
-        x = given[0]
+        self.add(given[0], out)
+
+    def add(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """An ``Addition``."""
         if self.mix is not None:
             added = self._mixed(self.mix, x, out)
             every = len(added) == out.shape[1]
@@ -319,6 +326,11 @@ class LoraMixer:
             self._layers[name].runs = several
         self._last = now
         return self._order
+
+    @property
+    def additions(self) -> Mapping[str, Addition]:
+        """Of the pass, by the layer's name; for who computes without the model's modules."""
+        return {name: self._layers[name].add for name in self._hooks}
 
     def _mix(
         self, groups: Mapping[Adapter, Sequence[int]], rows_of_pass: int

@@ -213,7 +213,7 @@ class Runner:
         self._attention.begin(spans)
         # a step of nothing but unfinished prompts still needs one row to be well formed
         keep = self._tensor([*last, *inner] or [0])
-        logits = self._forward(chunks, self._tensor(tokens), position_row, self._tensor(rows), keep)
+        logits = self._forward(self._tensor(tokens), position_row, self._tensor(rows), keep)
         predicted = tuple([c for c in chunks if c.predicts])
         sizes = [len(last), *(c.predicts for c in predicted)]
         logits, *others = logits[: sum(sizes)].split(sizes)
@@ -222,15 +222,15 @@ class Runner:
 
     def _forward(
         self,
-        chunks: Sequence[Chunk],
         tokens: torch.Tensor,
         positions: torch.Tensor,
         rows: torch.Tensor,
         keep: torch.Tensor,
     ) -> torch.Tensor:
         """Logits of the rows ``keep``."""
-        if self._fused is not None and all(c.sequence.call.adapter is None for c in chunks):
-            return self._fused(tokens, positions, rows, keep)
+        additions = self._mixer.additions
+        if self._fused is not None and self._fused.takes(additions):
+            return self._fused(tokens, positions, rows, keep, additions)
         self.cache.place(rows)
         logits: torch.Tensor = self.model(
             input_ids=tokens[None],

@@ -21,7 +21,7 @@ class Gate:
         self._entered = threading.Semaphore(0)
         self._allowed = threading.Semaphore(0)
         self._open = False
-        engine._runner.model.register_forward_pre_hook(self._hold)
+        engine._runner.model.get_input_embeddings().register_forward_pre_hook(self._hold)
 
     def _hold(self, *_: Any) -> None:
         if not self._open:

@@ -72,6 +72,7 @@ class Wire:
     dead: bool = False
     made: dict[str, float] = field(default_factory=dict)
     """When each lease was."""
+    settled: set[str] = field(default_factory=set)
 
     async def _carried(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         async def carry() -> Any:
@@ -98,7 +99,11 @@ class Wire:
         return told
 
     async def settle(self, owner: str, lease: str, used: Mapping[str, int]) -> bool:
-        found: bool = await self._carried(lambda: self.inner.settle(owner, lease, used))
+        async def call() -> bool:
+            self.settled.add(lease)
+            return await self.inner.settle(owner, lease, used)
+
+        found: bool = await self._carried(call)
         return found
 
     async def renew(self, owner: str, lease: str, *, ttl_s: float) -> bool:
@@ -167,6 +172,12 @@ class Fleet:
         for task in [*self.meters[gateway]._tasks, *([renewing] if renewing else [])]:
             task.cancel()
 
+    def _lost(self, ask: Ask) -> bool:
+        """Whether its gateway may have died before it could settle."""
+        wire, admitted = self.wires[ask.gateway], ask.admitted
+        settled = admitted is not None and admitted.lease in wire.settled
+        return not ask.over or (wire.dead and not settled)
+
     def check(self, asked: Sequence[Ask], left: Mapping[str, int], strategy: Strategy) -> None:
         """``left``: of each limit, once all leases are over."""
         assert self.most <= AT_ONCE
@@ -189,7 +200,7 @@ class Fleet:
         used = sum(used for _, used in made)
         assert used <= PER_DAY
         if strategy is not Strategy.TOKEN_BUCKET:  # which has flowed back
-            lost = sum(ask.reserved for ask in asked if not ask.over)
+            lost = sum(ask.reserved for ask in asked if self._lost(ask))
             charged = PER_DAY - left[LimitName.TOKENS_PER_DAY]
             assert used <= charged <= used + lost, "what the dead had reserved, and no more"
 

@@ -19,11 +19,14 @@ from transformers import PreTrainedModel
 from deployments.engines.attention import Asked, SlotAttention
 from deployments.engines.fused.floats import FloatArithmetic
 from deployments.engines.fused.int8 import Int8Arithmetic
-from deployments.engines.fused.layer import Arithmetic, Layer, OtherStructure, Pass
+from deployments.engines.fused.layer import Additions, Arithmetic, Layer, OtherStructure, Pass
 from deployments.engines.int8 import Int8Linear
 from deployments.engines.kernels import Floats
 from deployments.engines.kv import SlotCache
 from deployments.engines.linears import PackedLinear, relative_difference
+from deployments.engines.lora import Addition
+
+NO_ADDITIONS: Mapping[str, Addition] = {}
 
 
 class FusedDecoder:
@@ -62,6 +65,12 @@ class FusedDecoder:
             raise OtherStructure("it turns a part of each head")
         if any(layer.shape != self._layers[0].shape for layer in self._layers):
             raise OtherStructure("its layers are of several sizes")
+        names = {module: name for name, module in model.named_modules()}
+        self._parts = {
+            f"{names[module]}.{name}": part
+            for module, layer in zip(self._modules, self._layers, strict=True)
+            for name, part in layer.parts.items()
+        }
         self._model = model
         self._embed = model.get_input_embeddings()
         self._head: nn.Module = model.get_output_embeddings()
@@ -74,6 +83,7 @@ class FusedDecoder:
         positions: torch.Tensor,
         places: torch.Tensor,
         keep: torch.Tensor,
+        additions: Mapping[str, Addition] = NO_ADDITIONS,
     ) -> torch.Tensor:
         """Logits ``[len(keep), vocabulary]``.
 
@@ -81,15 +91,28 @@ class FusedDecoder:
             tokens: ``[rows]``, as are the next two.
             places: in the cache, ``slot · context + position``.
             keep: rows that logits are wanted of.
+            additions: of adapters, by the name of the model's own layer; such as it ``takes``.
         """
         x = self._embed(tokens)
         cos, sin = self._rotary(x[None], positions[None])
         shared = Pass(self._layers[0], cos[0], sin[0], places)
-        arithmetic = self._arithmetic(self._layers[0], len(tokens))
+        arithmetic = self._arithmetic(self._layers[0], len(tokens), self._by_product(additions))
         rows: Floats = x.numpy()
         for index in range(len(self._layers)):
             self._layer(index, rows, shared, arithmetic)
         return self._logits(x[keep])
+
+    def takes(self, additions: Mapping[str, Addition]) -> bool:
+        return not additions or (
+            self._arithmetic.adaptable and additions.keys() <= self._parts.keys()
+        )
+
+    def _by_product(self, additions: Mapping[str, Addition]) -> Additions:
+        products: dict[nn.Module, list[tuple[slice, Addition]]] = {}
+        for name, add in additions.items():
+            product, outputs = self._parts[name]
+            products.setdefault(product, []).append((outputs, add))
+        return products
 
     def _layer(self, index: int, x: Floats, shared: Pass, arithmetic: Arithmetic) -> None:
         """``x [rows, width]`` becomes what the layer makes of it."""
@@ -139,7 +162,7 @@ class FusedDecoder:
             cos, sin = self._rotary(before[None], named["position_ids"])
             differences.extend(map(relative_difference, (cos, sin), own_turn))
             shared = Pass(self._layers[0], cos[0], sin[0], self._cache.places)
-            arithmetic = self._arithmetic(self._layers[0], len(before))
+            arithmetic = self._arithmetic(self._layers[0], len(before), {})
             own, x = (out[0] if isinstance(out, tuple) else out)[0], before.clone()
             self._layer(index, x.numpy(), shared, arithmetic)
             layer, of_attention = self._layers[index], asked[index]

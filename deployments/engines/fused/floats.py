@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from deployments.engines import kernels
-from deployments.engines.fused.layer import Layer, Pass
+from deployments.engines.fused.layer import Additions, Layer, Pass
 from deployments.engines.kernels import Floats
 from deployments.engines.linears import PackedLinear
 
@@ -13,7 +15,10 @@ from deployments.engines.linears import PackedLinear
 class FloatArithmetic:
     """See ``Arithmetic``."""
 
-    def __init__(self, layer: Layer[PackedLinear], rows: int) -> None:
+    adaptable: ClassVar[bool] = True
+
+    def __init__(self, layer: Layer[PackedLinear], rows: int, additions: Additions) -> None:
+        self._additions = additions
         self._narrow = torch.empty(rows, layer.qkv.in_features)
         self._wide = torch.empty(rows, layer.down.in_features)
         self._narrow_array: Floats = self._narrow.numpy()
@@ -22,7 +27,7 @@ class FloatArithmetic:
     def before_attention(self, layer: Layer[PackedLinear], x: Floats, shared: Pass) -> None:
         kernels.normalise(x, layer.attention_gain, layer.attention_epsilon, self._narrow_array)
         kernels.rotate_and_place(
-            layer.qkv.forward(self._narrow).numpy(),
+            self._product(layer.qkv, self._narrow),
             shared.cos,
             shared.sin,
             shared.turned,
@@ -32,9 +37,18 @@ class FloatArithmetic:
         )
 
     def after_attention(self, layer: Layer[PackedLinear], x: Floats, shared: Pass) -> None:
-        kernels.add(layer.out.forward(shared.heads).numpy(), x)
+        kernels.add(self._product(layer.out, shared.heads), x)
 
     def feed_forward(self, layer: Layer[PackedLinear], x: Floats) -> None:
         kernels.normalise(x, layer.mlp_gain, layer.mlp_epsilon, self._narrow_array)
-        kernels.gate(layer.gate_up.forward(self._narrow).numpy(), self._wide_array)
-        kernels.add(layer.down.forward(self._wide).numpy(), x)
+        kernels.gate(self._product(layer.gate_up, self._narrow), self._wide_array)
+        kernels.add(self._product(layer.down, self._wide), x)
+
+    def _product(self, linear: PackedLinear, x: torch.Tensor) -> Floats:
+        product = linear.forward(x)
+        if linear in self._additions:
+            given, out = x[None], product[None]  # a tensor of its own: room is used again
+            for outputs, add in self._additions[linear]:
+                add(given, out[:, :, outputs])
+        floats: Floats = product.numpy()
+        return floats

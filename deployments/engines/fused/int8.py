@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from deployments.engines import kernels
-from deployments.engines.fused.layer import Layer, Pass
+from deployments.engines.fused.layer import Additions, Layer, Pass
 from deployments.engines.int8 import Int8Linear, Product, Rows
 from deployments.engines.kernels import Floats
 
@@ -11,7 +13,11 @@ from deployments.engines.kernels import Floats
 class Int8Arithmetic:
     """See ``Arithmetic``."""
 
-    def __init__(self, layer: Layer[Int8Linear], rows: int) -> None:
+    adaptable: ClassVar[bool] = False
+    """Adapters are for activations that are not rounded."""
+
+    def __init__(self, layer: Layer[Int8Linear], rows: int, additions: Additions) -> None:
+        assert not additions
         self._narrow = Rows(rows, layer.qkv.in_features)
         self._heads = Rows(rows, layer.out.in_features)
         self._wide = Rows(rows, layer.down.in_features)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn.functional import silu
 from deployments.engines.int8 import Int8Linear
 from deployments.engines.kernels import Floats, Places
 from deployments.engines.linears import PackedLinear, SharedLinear
+from deployments.engines.lora import Addition
 
 Linear = TypeVar("Linear", PackedLinear, Int8Linear)
 
@@ -95,6 +97,24 @@ class Layer(Generic[Linear]):
         return (*((each.in_features, each.out_features) for each in linears), self.keys.shape)
 
     @property
+    def parts(self) -> Mapping[str, tuple[nn.Module, slice]]:
+        """By the name of each of the model's own linear layers: the product it is a part of, and
+        its outputs there.
+        """
+        heads = self.out.in_features
+        keys = heads + self.keys.shape[1] * self.dim
+        inner = self.down.in_features
+        return {
+            "self_attn.q_proj": (self.qkv, slice(0, heads)),
+            "self_attn.k_proj": (self.qkv, slice(heads, keys)),
+            "self_attn.v_proj": (self.qkv, slice(keys, None)),
+            "self_attn.o_proj": (self.out, slice(None)),
+            "mlp.gate_proj": (self.gate_up, slice(0, inner)),
+            "mlp.up_proj": (self.gate_up, slice(inner, None)),
+            "mlp.down_proj": (self.down, slice(None)),
+        }
+
+    @property
     def dim(self) -> int:
         """Of a head."""
         dim: int = self.keys.shape[-1]
@@ -140,15 +160,22 @@ class Pass:
         """The same, as the layers take them."""
 
 
+Additions: TypeAlias = Mapping[nn.Module, Sequence[tuple[slice, Addition]]]
+"""What adapters add to a product: some of its outputs, and how."""
+
+
 class Arithmetic(Protocol):
     """Products of some rows, and what lies between them. ``x [rows, width]`` is changed in place.
 
     Args:
         layer: any one; room to compute in is as large as it needs.
         rows: how many.
+        additions: of the products; none, unless it is ``adaptable``.
     """
 
-    def __init__(self, layer: Layer[Any], rows: int) -> None: ...
+    adaptable: ClassVar[bool]
+
+    def __init__(self, layer: Layer[Any], rows: int, additions: Additions) -> None: ...
 
     def before_attention(self, layer: Layer[Any], x: Floats, shared: Pass) -> None:
         """The pass's queries, and keys and values in the cache."""

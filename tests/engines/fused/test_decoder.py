@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,11 +25,12 @@ from transformers import (
 )
 
 from deployments.config import EngineConfig
+from deployments.engines.adapters import Adapter
 from deployments.engines.fused.decoder import FusedDecoder
 from deployments.engines.fused.layer import OtherStructure
 from deployments.engines.linears import TOLERANCE, PackedLinear
 from deployments.engines.runner import INT8_TOLERANCE, Runner
-from deployments.engines.sequence import Step
+from deployments.engines.sequence import Chunk, Step
 from tests.engines.test_runner import chunk, sequence, write
 from tests.tiny_models import CONTEXT, VOCABULARY, byte_tokenizer
 
@@ -171,21 +171,59 @@ def test_a_row_that_is_not_finite_spoils_no_other(
         runner.wipe(slot, 6)
 
 
-def test_a_pass_with_an_adapter_goes_through_the_modules_that_it_hooks(
-    runners: dict[tuple[str, str], Runner], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("an adapter would be passed over")
+def adapter(runner: Runner, layers: Sequence[str], rank: int) -> Adapter:
+    """A random one of the layers with these last names."""
+    weights = {
+        name: (torch.randn(rank, target.inputs) / 4, torch.randn(rank, target.outputs) / 4)
+        for name, target in runner._targets.items()
+        if name.rpartition(".")[2] in layers
+    }
+    assert weights
+    return Adapter(name=f"r{rank}", rank=rank, bytes=0, weights=weights)
 
+
+def adapted(tokens: list[int], by: Adapter | None, slot: int, start: int = 0) -> Chunk:
+    made = dataclasses.replace(chunk(sequence(tokens), slot, start, len(tokens)), samples=True)
+    made.sequence.call = dataclasses.replace(made.sequence.call, adapter=by)
+    return made
+
+
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("layers", [("q_proj", "v_proj"), ("up_proj",), EVERY], ids=len)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_adapters_add_what_they_add_to_the_models_own_layers(
+    kind: str, layers: Sequence[str], runners: dict[tuple[str, str], Runner]
+) -> None:
+    runner = runners[kind, "float32"]
+    one, other = adapter(runner, layers, 4), adapter(runner, layers, 11)
+    tokens = [(7 * k) % VOCABULARY for k in range(20)]
+    first = Step(chunks=(adapted(tokens[:-1], one, 0), adapted(tokens[:-1], None, 1)))
+    then = Step(
+        chunks=(
+            adapted(tokens, one, 0, start=19),
+            adapted(tokens, None, 1, start=19),
+            adapted(tokens[:9], other, 2),
+            adapted(tokens[:5], one, 3),
+        )
+    )
+    found = [runner.run(step).logits for step in (first, then)]
+    with using_modules(runner):
+        own = [runner.run(step).logits for step in (first, then)]
+    for ours, theirs in zip(found, own, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+    assert not torch.allclose(own[1][0], own[1][1], atol=0.01 * float(own[1].abs().max()))
+
+
+def test_in_int8_a_pass_with_an_adapter_goes_through_the_modules(
+    runners: dict[tuple[str, str], Runner],
+) -> None:
     runner = runners["llama", "int8"]
-    adapted = chunk(sequence([1, 2, 3, 4]), 0, 0, 4)
-    call = dataclasses.replace(adapted.sequence.call, adapter=SimpleNamespace(number=1))
-    adapted.sequence.call = call
-    monkeypatch.setattr(runner._mixer, "begin", lambda *_: None)
-    monkeypatch.setattr(FusedDecoder, "__call__", never)
-    assert runner.run(Step(chunks=(adapted,))).logits.shape == (1, VOCABULARY)
-    with pytest.raises(AssertionError, match="passed over"):
-        runner.run(Step(chunks=(chunk(sequence([1, 2]), 0, 0, 2),)))
+    step = Step(chunks=(adapted([1, 2, 3, 4], adapter(runner, EVERY, 4), 0),))
+    found = runner.run(step).logits
+    with using_modules(runner):
+        assert torch.equal(found, runner.run(step).logits)
 
 
 @pytest.mark.parametrize("dtype", CONFIGS)
