@@ -22,6 +22,7 @@ from deployments.config import EngineConfig
 from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
 from deployments.engines.fit import check_fit, first_line, probe, probe_end
+from deployments.engines.fused import OtherStructure
 from deployments.engines.kv import SlotCache
 from deployments.engines.linears import TOLERANCE, Groups, keep_few_compiled, pack_if_equal
 from deployments.engines.lora import LoraMixer, observed_targets
@@ -130,11 +131,7 @@ class Runner:
         try:
             # Here, for Numba takes 70 MB, which whoever computes elsewhere does without.
             from deployments.engines.fused.decoder import FusedDecoder
-            from deployments.engines.fused.layer import OtherStructure
-        except Exception as error:  # Numba, where there is no folder to write what it compiles to
-            _log.warning("%s is computed by its own modules: %s", name, error)
-            return None
-        try:
+
             fused = FusedDecoder(self.model, self.cache, self._attention)
             with fused.compared() as differences:
                 probe(self)
@@ -142,7 +139,8 @@ class Runner:
         except OtherStructure as error:
             _log.info("%s is computed by its own modules: %s", name, error)
             return None
-        except Exception as error:  # it only looks like one that is known
+        # It only looks like one that is known; or Numba has no folder for what it compiles.
+        except Exception as error:
             _log.warning("%s is computed by its own modules: %s", name, error)
             return None
         if not all(each <= tolerance for each in differences):

@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from deployments.engines.attention import Asked, SlotAttention
+from deployments.engines.fused import OtherStructure
 from deployments.engines.fused.floats import FloatArithmetic
 from deployments.engines.fused.int8 import Int8Arithmetic
-from deployments.engines.fused.layer import Additions, Arithmetic, Layer, OtherStructure, Pass
+from deployments.engines.fused.layer import Additions, Arithmetic, Layer, Pass
 from deployments.engines.int8 import Int8Linear
 from deployments.engines.kernels import Floats
 from deployments.engines.kv import SlotCache

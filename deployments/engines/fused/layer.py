@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
+from deployments.engines.fused import OtherStructure
 from deployments.engines.int8 import Int8Linear
 from deployments.engines.kernels import Floats, Places
 from deployments.engines.linears import PackedLinear, SharedLinear
@@ -29,10 +30,6 @@ LEAVES = {
     "mlp.act_fn",
     "mlp.down_proj",
 }
-
-
-class OtherStructure(Exception):
-    """A model that is computed by its own modules."""
 
 
 @dataclass(frozen=True, slots=True)

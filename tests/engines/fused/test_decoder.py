@@ -26,8 +26,8 @@ from transformers import (
 
 from deployments.config import EngineConfig
 from deployments.engines.adapters import Adapter
+from deployments.engines.fused import OtherStructure
 from deployments.engines.fused.decoder import FusedDecoder
-from deployments.engines.fused.layer import OtherStructure
 from deployments.engines.linears import TOLERANCE, PackedLinear
 from deployments.engines.runner import INT8_TOLERANCE, Runner
 from deployments.engines.sequence import Chunk, Step
