@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from models import durable
+from models import durable, pickles
 from models.contracts import Predictor
 from models.encryption import SUFFIX
 from models.errors import ConfigError
@@ -38,9 +38,6 @@ SIGNATURE = "manifest.sig"
 CARD = "model_card.md"
 RESERVED = {MANIFEST, SIGNATURE, CARD, "source.json"}
 """Names that say what a folder is, here and in the cache of fetched folders."""
-
-PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin"}
-"""What a loader could only unpickle, which runs code."""
 
 LOADERS = "models.predictors"
 """The only package that loaders are imported from."""
@@ -183,6 +180,8 @@ def seal(folder: Path, facts: Facts, *, keys: Keys | None = None) -> Manifest:
     files = {}
     for path, file in _files(folder):
         _check_path(path, str(folder))
+        if pickles.found_in(file):
+            raise _pickle(path, str(folder))
         file.chmod(0o644)  # safetensors writes 0600; other users of the node may read
         files[path] = File(size=file.stat().st_size, sha256=sha256_file(file))
         durable.sync(file)
@@ -254,6 +253,8 @@ def verify(folder: Path, *, keys: Keys | None = None) -> Manifest:
             raise ConfigError(f"{folder}: {path} has {size} bytes, expected {wanted.size}")
         if sha256_file(found[path]) != wanted.sha256:
             raise ConfigError(f"{folder}: {path} is damaged or was changed; its hash differs")
+        if pickles.found_in(found[path]):  # whoever has sealed it
+            raise _pickle(path, str(folder))
     return manifest
 
 
@@ -320,11 +321,15 @@ def _check_path(path: str, called: str) -> None:
         or path in RESERVED | {"."}
     ):
         raise ConfigError(f"{called}: {path!r} cannot be the name of an artifact's file")
-    if pure.suffix.lower() in PICKLES:
-        raise ConfigError(
-            f"{called}: {path} is a pickle, which runs code when loaded; "
-            "write safetensors, JSON, npz or ONNX"
-        )
+    if pickles.named(pure):
+        raise _pickle(path, called)
+
+
+def _pickle(path: str, called: str) -> ConfigError:
+    return ConfigError(
+        f"{called}: {path} is a pickle, which runs code when loaded; "
+        "write safetensors, JSON, npz or ONNX"
+    )
 
 
 def _content_sha256(manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import register_random, settings
 
 from tests.log_lines import LogLines, written
+from tests.unhurried import key, listed
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("house", deadline=None)
@@ -25,16 +26,19 @@ BUDGETS = {
     "deployments.tenants.meter": "PATIENCE_S",
 }
 
-SERVERS = {"postgres", "postgres_url", "redis_server"}
+SERVERS = {"postgres", "postgres_url", "redis_server", "s3_server"}
 """Fixtures that start one."""
-KINDS = {"postgres", "redis"}
+KINDS = {"postgres", "redis", "s3"}
 """Values of parameters that ask for them."""
 ATTACKS = Path(__file__).parent / "attacks"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """What is held against a server, or attacks, is ``integration``, whatever its file says."""
+    """What is held against a server, attacks, or takes its time is ``integration``, whatever its
+    file says.
+    """
+    unhurried = listed()
     for item in items:
         called = getattr(item, "callspec", None)
         values = called.params.values() if called is not None else ()
@@ -42,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             SERVERS & set(item.fixturenames)
             or KINDS & {value for value in values if isinstance(value, str)}
             or item.path.is_relative_to(ATTACKS)
+            or key(item.nodeid) in unhurried
         ):
             item.add_marker(pytest.mark.integration)
 

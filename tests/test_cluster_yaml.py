@@ -69,6 +69,10 @@ def test_ray_accepts_it(name: str) -> None:
     validate_config(prepare_config(read(name)))
 
 
+def test_by_default_it_is_for_machines_that_are_there() -> None:
+    assert [read(name)["provider"]["type"] for name in FILES] == ["local", "aws"]
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("role", ["head", "worker"])
 def test_nodes_have_the_environment_of_scripts_serve(name: str, role: str, tmp_path: Path) -> None:

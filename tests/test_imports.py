@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,3 +192,22 @@ def test_a_gateway_and_whoever_starts_it_do_without_torch(module: str) -> None:
     """
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_what_is_imported_is_declared() -> None:
+    """The lock holds it either way, but not for whoever installs the package with one extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [
+        *project["dependencies"],
+        *(line for name in extras if name != "dev" for line in extras[name]),
+    ]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    known = metadata.packages_distributions()
+    missing = {
+        root: str(path)
+        for path in FILES
+        for root in roots(path) - SIBLINGS - sys.stdlib_module_names
+        if not declared & {canonicalize_name(each) for each in known.get(root, [root])}
+    }
+    assert not missing, "in pyproject.toml, in the dependencies or the extra that it is of"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def declared() -> Iterator[Requirement]:
 
 
 LOCKED = locked()
+GPU = ("nvidia", "cuda", "triton")
+"""torch's own affair, and of one machine."""
 
 
 @pytest.mark.parametrize("requirement", list(declared()), ids=str)
@@ -47,6 +50,23 @@ def test_versions_are_exact_and_of_no_one_machine() -> None:
         if [specifier.operator for specifier in requirement.specifier] != ["=="]
         or "+" in str(requirement.specifier)  # a local version is found on one machine only
         or requirement.url
-        or requirement.name.startswith(("nvidia", "cuda", "triton"))  # torch's own affair
+        or requirement.name.startswith(GPU)
     ]
     assert not wrong
+
+
+HERE = sorted(name for name, r in LOCKED.items() if r.marker is None or r.marker.evaluate())
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_it_needs_is_locked_too(name: str) -> None:
+    """Or pip would choose a version by itself."""
+    needs = [Requirement(line) for line in metadata.requires(name) or ()]
+    missing = [
+        str(need)
+        for need in needs
+        if (need.marker is None or need.marker.evaluate({"extra": ""}))
+        and not need.name.startswith(GPU)
+        and canonicalize_name(need.name) not in LOCKED
+    ]
+    assert not missing, HOW

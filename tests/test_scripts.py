@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_cluster_yaml import env_sh
+
 ROOT = Path(__file__).parents[1]
 
 PYTHON = """#!/usr/bin/env bash
@@ -23,6 +25,7 @@ case "$*" in
   -V) echo "Python ${FAKE_VERSION-3.11}.2" ;;
   *ensurepip*) [[ -z ${FAKE_NO_ENSUREPIP-} || -e $CALLS.apt ]] ;;
   "-m venv "*) rm -rf "${!#}" && mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
+  "-m deployments.launcher "*) env -0 >"$CALLS.env" ;;
   "-m models fetch "*) [[ -z ${FETCH_WITH-} ]] || exec "$FETCH_WITH" "$@" ;;
   "-m pip "*) echo "${FAKE_PIP-}" && [[ -z ${FAKE_PIP-} ]] ;;
 esac
@@ -148,6 +151,26 @@ def test_weights_that_are_not_to_be_had_are_one_clear_line(checkout: Checkout, s
     assert "not there" in line
     assert all(said.startswith("packages ") for said in before)
     assert checkout.calls("-m")[-1].startswith("-m models fetch")
+
+
+@pytest.mark.parametrize("options", [[], ["--secure"]], ids=["open", "secure"])
+def test_serve_hands_on_the_environment_that_ray_needs(
+    checkout: Checkout, options: list[str]
+) -> None:
+    done = checkout.run("serve", *options, "/else where/mine.yaml")
+    assert done.returncode == 0, done.stderr
+    (call,) = checkout.calls("-m deployments.launcher")
+    assert call.split(" ", 2)[2] == " ".join([*options, "/else where/mine.yaml"])
+    given = (checkout.folder / "calls.env").read_text().split("\0")
+    needed = env_sh(checkout.folder)
+    assert needed.keys() > {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_AUTH_MODE"}
+    assert {f"{name}={value}" for name, value in needed.items()} <= set(given)
+
+
+def test_setup_installs_what_is_locked_and_nothing_else(checkout: Checkout) -> None:
+    checkout.run("setup")
+    (call,) = checkout.calls("-m pip")
+    assert "requirements.lock" in call
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").iterdir()), ids=lambda p: p.name)

@@ -3,7 +3,8 @@
 ``y = x Wᵀ + b``, with
 
 - weights in 8 bits, one scale for each output;
-- activations in 8 bits, with a scale and an offset for each row, found as the row comes;
+- activations in 8 bits, with a scale and an offset for each row, found as the row comes; or in 16,
+  as two rows of 8;
 - products summed exactly in int32 (``torch._int_mm``: oneDNN's s8s8s32).
 
 Activations of language models have a few large channels, beside which all others would be
@@ -31,22 +32,30 @@ TINY = 1e-8
 
 
 class Rows:
-    """Of activations in int8, as the kernels write them and ``multiply`` reads them."""
+    """Of activations in int8, as the kernels write them and ``multiply`` reads them.
 
-    def __init__(self, count: int, width: int) -> None:
-        self.tensor = torch.empty(count, width, dtype=torch.int8)
+    Args:
+        bits: 8 or 16 of each.
+    """
+
+    def __init__(self, count: int, width: int, bits: int = 8) -> None:
+        self.tensor = torch.empty(bits // 8 * count, width, dtype=torch.int8)
         self.array: Bytes = self.tensor.numpy()
         self.steps: Floats = np.empty((2, count), np.float32)
         """Step and base of each."""
 
 
 class Product:
-    """Of rows in int8 and a weight, summed in int32."""
+    """Of rows in int8 and a weight, summed in int32.
 
-    def __init__(self, count: int, width: int) -> None:
-        self.tensor = torch.empty(count, width, dtype=torch.int32)
+    Args:
+        bits: of the rows.
+    """
+
+    def __init__(self, count: int, width: int, bits: int = 8) -> None:
+        self.tensor = torch.empty(bits // 8 * count, width, dtype=torch.int32)
         self.array = self.tensor.numpy()
-        self.floats = self.tensor.view(torch.float32)
+        self.floats = self.tensor[:count].view(torch.float32)
         """The same memory, once a kernel has put floats there."""
 
 
@@ -57,19 +66,21 @@ class Int8Linear(nn.Module):
         linears: float32, over the same input; their outputs come one after the other.
         largest: ``[in_features]``, the largest magnitude of each input channel; ``None``: channels
             are left as they are.
+        bits: of each activation, 8 or 16.
     """
 
-    def __init__(self, *linears: nn.Linear, largest: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, *linears: nn.Linear, largest: torch.Tensor | None = None, bits: int = 8
+    ) -> None:
         super().__init__()
+        self.bits = bits
         self.in_features = linears[0].in_features
         self.out_features = sum(linear.out_features for linear in linears)
         weight = torch.cat([linear.weight.detach() for linear in linears])
         gain = torch.ones(self.in_features)
         if largest is not None:
-            smooth = (largest.clamp(min=TINY) / weight.abs().amax(0).clamp(min=TINY)).sqrt()
-            smooth /= smooth.log().mean().exp()  # so that only differences between channels count
-            weight = weight * smooth
-            gain = 1 / smooth
+            gain = evening(weight, largest)
+            weight = weight / gain
         self.gain: Floats = gain.numpy()
         """What an input is multiplied by before it is rounded."""
         whole, scale = quantise(weight)
@@ -89,15 +100,27 @@ class Int8Linear(nn.Module):
 
     def rounded(self, given: torch.Tensor) -> tuple[Rows, Product]:
         """``[rows, in_features]`` in int8, and their product without scales."""
-        rows = Rows(len(given), self.in_features)
-        product = Product(len(given), self.out_features)
+        rows, product = self.room(len(given))
         kernels.quantise_int8(given.numpy(), self.gain, rows.array, rows.steps)
         self.multiply(rows, product)
         return rows, product
 
+    def room(self, count: int) -> tuple[Rows, Product]:
+        """For so many rows and their product."""
+        return (
+            Rows(count, self.in_features, self.bits),
+            Product(count, self.out_features, self.bits),
+        )
+
     def multiply(self, rows: Rows, product: Product) -> None:
         """Without scales."""
         torch._int_mm(rows.tensor, self.weight, out=product.tensor)
+
+
+def evening(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """``[in_features]``: what channels are multiplied by so that they are alike."""
+    smooth = (largest.clamp(min=TINY) / weight.abs().amax(0).clamp(min=TINY)).sqrt()
+    return smooth.log().mean().exp() / smooth  # only differences between channels count
 
 
 class Int8Head(nn.Module):
@@ -106,18 +129,16 @@ class Int8Head(nn.Module):
 
     Args:
         linear: float32.
-        inputs: ``[rows, in_features]``, such as it gets; they show how far int8 is off.
+        margin: how much smaller than the largest an output may be in int8 and yet be larger.
     """
 
-    def __init__(self, linear: nn.Linear, *, inputs: torch.Tensor) -> None:
+    def __init__(self, linear: nn.Linear, *, margin: float) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # Its channels are not evened out: there it is the weights that lose by it.
-        self._rough = Int8Linear(linear)
+        self._rough = _rough(linear)
         self.weight = linear.weight
         """The embedding's too, where the two are one."""
-        off = float((self._rough(inputs) - linear(inputs)).abs().max())
-        self.margin = 2 * off
+        self.margin = margin
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in_features]`` → ``[..., out_features]``."""
@@ -132,6 +153,51 @@ class Int8Head(nn.Module):
             self.margin,
         )
         return product.floats.reshape(*x.shape[:-1], self.out_features)
+
+
+def _rough(linear: nn.Linear) -> Int8Linear:
+    # Its channels are not evened out: there it is the weights that lose by it.
+    return Int8Linear(linear)
+
+
+def margin_of(linear: nn.Linear, inputs: torch.Tensor) -> float:
+    """That of an ``Int8Head`` with such inputs, ``[rows, in_features]``."""
+    return 2 * float((_rough(linear)(inputs) - linear(inputs)).abs().max())
+
+
+@contextmanager
+def observed_losses(
+    model: nn.Module, largest: Mapping[nn.Linear, torch.Tensor]
+) -> Iterator[Mapping[nn.Linear, float]]:
+    """Learn from a forward pass in the block what layers lose by inputs of 8 bits.
+
+    Args:
+        largest: see ``observed_ranges``; channels are evened out by it.
+
+    Yields what is filled while the block runs: by how much outputs are off, relative (roots of mean
+    squares; the mean of all rows).
+    """
+    losses: dict[nn.Linear, float] = {}
+
+    def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, nn.Linear)
+        gain = evening(module.weight, largest[module])
+        x = given[0].detach().flatten(0, -2) * gain
+        if not len(x):  # an expert that nobody asks
+            return
+        low = x.amin(1, keepdim=True)
+        step = ((x.amax(1, keepdim=True) - low) / 255).clamp(min=TINY)
+        off = ((x - low) / step).round_() * step + low - x
+        lost, own = (each @ (module.weight / gain).t() for each in (off, x))
+        size = own.pow(2).mean(1).sqrt().clamp(min=TINY)
+        losses[module] = float((lost.pow(2).mean(1).sqrt() / size).mean())
+
+    hooks = [linear.register_forward_pre_hook(note) for linear in largest]
+    try:
+        yield losses
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -10,6 +10,9 @@ scale. So a kernel that reads such a product takes three arrays: the product in 
 [2, rows]``, step and base of each row; ``terms [3, outputs]``, scale, sums and bias of each output.
 A row that is not finite gets a step that is NaN, and so does all that is computed of it.
 
+A row may have 16 bits: ``whole`` is then ``[2 rows, width]``, the high bytes of all rows before the
+low ones, and so is the product ``[2 rows, outputs]``. Whoever reads or writes sees it by that.
+
 One file: Numba compiles anew what is cached when the kernel's own file has changed, no other.
 """
 
@@ -27,8 +30,7 @@ Bytes: TypeAlias = NDArray[np.int8]
 Whole: TypeAlias = NDArray[np.int32]
 Places: TypeAlias = NDArray[np.int64]
 
-LEVELS = np.float32(255)
-HALF = np.float32(128)
+BYTE = np.float32(256)
 TINY = np.float32(1e-8)
 """The smallest step."""
 _SIGNLESS = np.int32(0x7FFFFFFF)
@@ -38,6 +40,7 @@ BLOCK = 64
 """Outputs that are looked at together."""
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_GELU = np.float32(2 * 0.7978845608028654)
 _LARGEST = np.float32(87.0)
 """Of whose exponential a float32 holds."""
 
@@ -58,20 +61,30 @@ def _compiled(function: Kernel) -> Kernel:
 
 
 @_compiled
-def normalise(x: Floats, gain: Floats, epsilon: float, y: Floats) -> None:
-    """``y = x / rms(x) · gain`` (RMSNorm: Zhang and Sennrich, 2019)."""
+def normalise(
+    x: Floats, gain: Floats, shift: Floats, epsilon: float, centred: bool, y: Floats
+) -> None:
+    """``y = x / rms(x) · gain + shift`` (RMSNorm: Zhang and Sennrich, 2019).
+
+    Args:
+        centred: of ``x - mean(x)`` instead (LayerNorm: Ba et al., 2016).
+    """
     for row in range(x.shape[0]):
-        by = _inverse_rms(x[row], epsilon)
-        for i in range(x.shape[1]):
-            y[row, i] = x[row, i] * by * gain[i]
+        _normalised(x[row], gain, shift, epsilon, centred, y[row])
 
 
 @_compiled
-def gate(product: Floats, y: Floats) -> None:
-    """``y = silu(a) · b``, of a product ``[rows, 2 width]`` whose halves are a and b."""
+def activate(product: Floats, gated: bool, y: Floats) -> None:
+    """``y [rows, width]`` of a product.
+
+    Args:
+        gated: the product is ``[rows, 2 width]``, and ``y = silu(a) · b`` of its halves (SwiGLU:
+            Shazeer, 2020); else ``y = gelu(a)``, by its approximation with tanh (Hendrycks and
+            Gimpel, 2016).
+    """
     powers = np.empty(y.shape[1], np.int32)
     for row in range(product.shape[0]):
-        _gated(product[row], powers, y[row])
+        _activated(product[row], gated, powers, y[row])
 
 
 @_compiled
@@ -108,6 +121,35 @@ def add(product: Floats, y: Floats) -> None:
 
 
 @_compiled
+def low_rank(x: Floats, a: Floats, b: Floats, y: Floats) -> None:
+    """``y = x aᵀ b``, each group of rows with its own matrices, which are read once.
+
+    Args:
+        x: ``[groups · rows, inputs]``.
+        a: ``[groups, rank, inputs]``.
+        b: ``[groups, rank, outputs]``.
+        y: ``[groups · rows, outputs]``, is written.
+    """
+    groups, rank, inputs = a.shape
+    rows, outputs = x.shape[0] // groups, b.shape[2]
+    inner = np.empty((rank, rows), np.float32)
+    for group in range(groups):
+        begin = group * rows
+        for r in range(rank):
+            for row in range(rows):
+                total = np.float32(0)
+                for i in range(inputs):
+                    total += x[begin + row, i] * a[group, r, i]
+                inner[r, row] = total
+        y[begin : begin + rows] = np.float32(0)
+        for r in range(rank):
+            for row in range(rows):
+                by = inner[r, row]
+                for i in range(outputs):
+                    y[begin + row, i] += by * b[group, r, i]
+
+
+@_compiled
 def quantise_int8(x: Floats, gain: Floats, whole: Bytes, steps: Floats) -> None:
     """``x · gain`` in int8."""
     values = np.empty(x.shape[1] + 2, np.float32)
@@ -118,28 +160,44 @@ def quantise_int8(x: Floats, gain: Floats, whole: Bytes, steps: Floats) -> None:
 
 
 @_compiled
-def normalise_int8(x: Floats, gain: Floats, epsilon: float, whole: Bytes, steps: Floats) -> None:
-    """As ``normalise``, in int8."""
-    values = np.empty(x.shape[1] + 2, np.float32)
+def normalise_int8(
+    x: Floats,
+    gain: Floats,
+    shift: Floats,
+    epsilon: float,
+    centred: bool,
+    more: Floats,
+    whole: Bytes,
+    steps: Floats,
+) -> None:
+    """As ``normalise``, times ``more``, in int8."""
+    width = x.shape[1]
+    values = np.empty(width + 2, np.float32)
     for row in range(x.shape[0]):
-        by = _inverse_rms(x[row], epsilon)
-        for i in range(x.shape[1]):
-            values[i] = x[row, i] * by * gain[i]
+        _normalised(x[row], gain, shift, epsilon, centred, values[:width])
+        for i in range(width):
+            values[i] *= more[i]
         _to_int8(values, row, whole, steps)
 
 
 @_compiled
-def gate_int8(
-    product: Whole, given: Floats, terms: Floats, gain: Floats, whole: Bytes, steps: Floats
+def activate_int8(
+    product: Whole,
+    given: Floats,
+    terms: Floats,
+    gated: bool,
+    gain: Floats,
+    whole: Bytes,
+    steps: Floats,
 ) -> None:
-    """As ``gate``, times ``gain``, in int8; ``given`` are the product's own steps."""
+    """As ``activate``, times ``gain``, in int8; ``given`` are the product's own steps."""
     width = whole.shape[1]
-    halves = np.empty(2 * width, np.float32)
+    floats = np.empty(product.shape[1], np.float32)
     values = np.empty(width + 2, np.float32)
     powers = np.empty(width, np.int32)
-    for row in range(product.shape[0]):
-        _floats(product, row, given, terms, halves)
-        _gated(halves, powers, values[:width])
+    for row in range(given.shape[1]):
+        _floats(product, row, given, terms, floats)
+        _activated(floats, gated, powers, values[:width])
         for i in range(width):
             values[i] *= gain[i]
         _to_int8(values, row, whole, steps)
@@ -159,7 +217,7 @@ def rotate_and_place_int8(
 ) -> None:
     """As ``rotate_and_place``, of a product in int8."""
     whole = np.empty(product.shape[1], np.float32)
-    for row in range(product.shape[0]):
+    for row in range(steps.shape[1]):
         place = places[row]
         _floats(product, row, steps, terms, whole)
         _turned(whole, cos[row], sin[row], query[row], keys[place], values[place])
@@ -168,20 +226,21 @@ def rotate_and_place_int8(
 @_compiled
 def add_int8(product: Whole, steps: Floats, terms: Floats, y: Floats) -> None:
     """To ``y`` what a product is."""
-    for row in range(product.shape[0]):
-        by, shift = steps[0, row], steps[1, row]
+    floats = np.empty(product.shape[1], np.float32)
+    for row in range(y.shape[0]):
+        _floats(product, row, steps, terms, floats)
         for i in range(product.shape[1]):
-            y[row, i] += _float(product[row, i], by, shift, terms[0, i], terms[1, i], terms[2, i])
+            y[row, i] += floats[i]
 
 
 @_compiled
 def dequantise(product: Whole, steps: Floats, terms: Floats) -> None:
     """In place of a product the floats it is."""
     y = product.view(np.float32)
-    for row in range(product.shape[0]):
-        by, shift = steps[0, row], steps[1, row]
-        for i in range(product.shape[1]):
-            y[row, i] = _float(product[row, i], by, shift, terms[0, i], terms[1, i], terms[2, i])
+    floats = np.empty(product.shape[1], np.float32)
+    for row in range(steps.shape[1]):
+        _floats(product, row, steps, terms, floats)
+        y[row] = floats
 
 
 @_compiled
@@ -205,9 +264,8 @@ def rescore(
             at = block * BLOCK
             count = min(BLOCK, outputs - at)
             for i in range(at, at + count):
-                y[row, i] = _float(
-                    product[row, i], by, shift, terms[0, i], terms[1, i], terms[2, i]
-                )
+                value = np.float32(product[row, i])
+                y[row, i] = _float(value, by, shift, terms[0, i], terms[1, i], terms[2, i])
             highest = np.int32(-_SIGNLESS)
             for i in range(at, at + count):
                 highest = np.int32(max(highest, _in_order(product[row, i])))
@@ -232,21 +290,35 @@ def rescore(
 
 
 @_compiled
-def _inverse_rms(x: Floats, epsilon: float) -> np.float32:
+def _normalised(
+    x: Floats, gain: Floats, shift: Floats, epsilon: float, centred: bool, y: Floats
+) -> None:
+    """One row."""
+    width = np.float32(x.shape[0])
+    mean = np.float32(0)
+    if centred:
+        for i in range(x.shape[0]):
+            mean += x[i]
+        mean /= width
     squares = np.float32(0)
     for i in range(x.shape[0]):
-        squares += x[i] * x[i]
-    mean = squares / np.float32(x.shape[0])
-    return np.float32(np.float32(1) / np.sqrt(mean + np.float32(epsilon)))
+        squares += (x[i] - mean) * (x[i] - mean)
+    by = np.float32(np.float32(1) / np.sqrt(squares / width + np.float32(epsilon)))
+    for i in range(x.shape[0]):
+        y[i] = (x[i] - mean) * by * gain[i] + shift[i]
 
 
 @_compiled
-def _gated(halves: Floats, powers: Whole, y: Floats) -> None:
-    """``halves [2 width]``, ``y [width]``; ``powers [width]`` for our own use."""
+def _activated(product: Floats, gated: bool, powers: Whole, y: Floats) -> None:
+    """One row; ``powers [width]`` for our own use.
+
+    Both are ``a / (1 + e⁻ᶻ)``: silu with ``z = a``, gelu with ``z = 2 √(2 / π) (a + 0.044715 a³)``.
+    """
     width = y.shape[0]
-    for i in range(width):  # e to the -a, as 2 to a whole number times a polynomial
-        a = halves[i]
-        x = -a if -a < _LARGEST else _LARGEST
+    for i in range(width):  # e to the -z, as 2 to a whole number times a polynomial
+        a = product[i]
+        z = a if gated else _GELU * (a + np.float32(0.044715) * a * a * a)
+        x = -z if -z < _LARGEST else _LARGEST
         x = x if x > -_LARGEST else -_LARGEST
         n = np.rint(x * _LOG2_E)
         r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -259,8 +331,12 @@ def _gated(halves: Floats, powers: Whole, y: Floats) -> None:
         y[i] = p * r + np.float32(1)
         powers[i] = np.int32(np.int32(n) + np.int32(127)) << np.int32(23)
     two = powers.view(np.float32)
-    for i in range(width):
-        y[i] = halves[i] / (np.float32(1) + y[i] * two[i]) * halves[width + i]
+    if gated:
+        for i in range(width):
+            y[i] = product[i] / (np.float32(1) + y[i] * two[i]) * product[width + i]
+    else:
+        for i in range(width):
+            y[i] = product[i] / (np.float32(1) + y[i] * two[i])
 
 
 @_compiled
@@ -290,7 +366,7 @@ def _turned(
 
 @_compiled
 def _float(
-    product: np.int32,
+    product: np.float32,
     by: np.float32,
     shift: np.float32,
     scale: np.float32,
@@ -298,21 +374,30 @@ def _float(
     bias: np.float32,
 ) -> np.float32:
     """Of one output of a product; ``by`` and ``shift`` are its row's step and base."""
-    return np.float32(product) * (by * scale) + shift * sums + bias
+    return product * (by * scale) + shift * sums + bias
 
 
 @_compiled
 def _floats(product: Whole, row: int, steps: Floats, terms: Floats, y: Floats) -> None:
     """``y [outputs]`` of one row."""
     by, shift = steps[0, row], steps[1, row]
-    for i in range(product.shape[1]):
-        y[i] = _float(product[row, i], by, shift, terms[0, i], terms[1, i], terms[2, i])
+    low = row + steps.shape[1]
+    if low < product.shape[0]:
+        for i in range(product.shape[1]):
+            value = BYTE * np.float32(product[row, i]) + np.float32(product[low, i])
+            y[i] = _float(value, by, shift, terms[0, i], terms[1, i], terms[2, i])
+    else:
+        for i in range(product.shape[1]):
+            value = np.float32(product[row, i])
+            y[i] = _float(value, by, shift, terms[0, i], terms[1, i], terms[2, i])
 
 
 @_compiled
 def _to_int8(values: Floats, row: int, whole: Bytes, steps: Floats) -> None:
     """``values [width + 2]``, the last two for our own use."""
     width = whole.shape[1]
+    low_row = row + steps.shape[1]
+    fine = low_row < whole.shape[0]
     bits = values.view(np.int32)
     highest, lowest = np.int32(-_SIGNLESS), _SIGNLESS
     for i in range(width):
@@ -322,17 +407,27 @@ def _to_int8(values: Floats, row: int, whole: Bytes, steps: Floats) -> None:
     if highest >= _INFINITY or lowest <= -_INFINITY - np.int32(1):
         steps[0, row] = steps[1, row] = np.float32(np.nan)
         whole[row, :] = 0
+        if fine:
+            whole[low_row, :] = 0
         return
     bits[width] = _in_order(highest)
     bits[width + 1] = _in_order(lowest)
     low = values[width + 1]
-    by = max((values[width] - low) / LEVELS, TINY)
+    levels = BYTE * BYTE if fine else BYTE
+    by = max((values[width] - low) / (levels - np.float32(1)), TINY)
     times = np.float32(1) / by
-    shift = -low * times - HALF
-    for i in range(width):
-        whole[row, i] = np.int8(np.rint(values[i] * times + shift))
+    half = levels / np.float32(2)
     steps[0, row] = by
-    steps[1, row] = low + HALF * by
+    if fine:
+        for i in range(width):  # the difference first: of the lowest it is 0, whatever is rounded
+            q = np.int32(np.rint((values[i] - low) * times - half))
+            whole[row, i] = np.int8(q >> np.int32(8))
+            whole[low_row, i] = np.int8((q & np.int32(255)) - np.int32(128))  # with a sign
+        steps[1, row] = low + (half + BYTE / np.float32(2)) * by
+    else:
+        for i in range(width):
+            whole[row, i] = np.int8(np.rint((values[i] - low) * times - half))
+        steps[1, row] = low + half * by
 
 
 @_compiled

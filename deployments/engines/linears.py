@@ -14,10 +14,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +122,22 @@ def keep_few_compiled() -> None:
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's, its own
         os.environ.setdefault(name, str(KEPT))
+
+
+def as_linear(model: nn.Module) -> None:
+    """Exchange GPT-2's layers, whose weights lie the other way round, for such as all others have:
+    they are packed, rounded and adapted like them.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is Conv1D:
+                conv: Any = child
+                weight = conv.weight.detach().t().contiguous()
+                outputs, inputs = weight.shape
+                linear = nn.Linear(inputs, outputs, device="meta")
+                linear.weight = nn.Parameter(weight, requires_grad=False)
+                linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
+                setattr(parent, name, linear.train(child.training))
 
 
 @contextmanager

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from deployments.engines.adapters import Adapter
 from deployments.engines.lora_file import Target
@@ -55,7 +54,7 @@ def observed_targets(model: PreTrainedModel) -> Iterator[dict[str, Target]]:
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        if isinstance(module, nn.Linear) and module is not head
     }
     hooks = [model.register_forward_pre_hook(begin, with_kwargs=True)]
     hooks += [module.register_forward_pre_hook(note) for module in linears.values()]
@@ -66,18 +65,9 @@ def observed_targets(model: PreTrainedModel) -> Iterator[dict[str, Target]]:
         for handle in hooks:
             handle.remove()
     for name, module in linears.items():
-        target = _target(module)
+        target = Target(inputs=module.in_features, outputs=module.out_features)
         if calls.get(module) == [(*shape, target.inputs) for shape in passes]:
             targets[name] = target
-
-
-def _target(module: nn.Module) -> Target:
-    if isinstance(module, nn.Linear):
-        return Target(inputs=module.in_features, outputs=module.out_features)
-    weight = module.weight  # Conv1D keeps it the other way round
-    assert isinstance(weight, torch.Tensor)
-    inputs, outputs = weight.shape
-    return Target(inputs=inputs, outputs=outputs)
 
 
 class Slots:
@@ -175,8 +165,21 @@ class _Sums:
     def __init__(self, mix: _Mix, like: torch.Tensor) -> None:
         self.rows = like.new_zeros(mix.length + 1, like.shape[-1])
         self.products = self.rows[: mix.length]
-        self.stacked = [self.rows[part].view(shape) for _, part, shape in mix.stacked]
+        self.stacked = [self.rows[part] for _, part in mix.stacked]
         self.alone = [self.rows[part] for part, _ in mix.alone]
+
+
+LowRank: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""``x [slots · rows, inputs]``, ``a [slots, rank, inputs]``, ``b [slots, rank, outputs]`` →
+``y [slots · rows, outputs]``, which is written: ``y = x aᵀ b``, each slot's rows with its own."""
+
+
+def low_rank(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
+    """See ``LowRank``."""
+    slots, rows = len(a), len(x) // len(a)
+    # A first: the larger operand is walked as it lies in memory
+    inner = torch.bmm(a, x.view(slots, rows, -1).transpose(1, 2))
+    torch.bmm(inner.transpose(1, 2), b, out=y.view(slots, rows, -1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -193,8 +196,9 @@ class _Mix:
     back: torch.Tensor | None = None
     """Row of the products for each row from ``begin`` to the last that has an adapter; for one
     without, the row behind the last. None as for ``pick``."""
-    stacked: Sequence[tuple[int, slice, tuple[int, int, int]]]
-    """Rank, rows of the products, and their shape ``[slots, rows a slot, -1]``."""
+    stacked: Sequence[tuple[int, slice]]
+    """Rank, and rows of the products: of each slot as many."""
+    multiply: LowRank
     alone: Sequence[tuple[slice, Adapter]]
     """Rows of the products that share one adapter."""
     sums: dict[int, _Sums] = field(default_factory=dict)
@@ -258,14 +262,12 @@ class _Layer:
         if sums is None:
             sums = mix.sums[width] = _Sums(mix, out)
         picked = mix.gather(x)
-        for (rank, part, shape), into in zip(mix.stacked, sums.stacked, strict=True):
+        for (rank, part), into in zip(mix.stacked, sums.stacked, strict=True):
             stack = self.stacks.get(rank)
             if stack is None:
                 into.zero_()
             else:
-                # A first: the larger operand is walked as it lies in memory
-                inner = torch.bmm(stack.a, picked[part].view(shape).transpose(1, 2))
-                torch.bmm(inner.transpose(1, 2), stack.b, out=into)
+                mix.multiply(picked[part], stack.a, stack.b, into)
         for (part, adapter), into in zip(mix.alone, sums.alone, strict=True):
             pair = adapter.weights.get(self.name)
             if pair is None:
@@ -295,6 +297,7 @@ class LoraMixer:
         self._hooks: dict[str, RemovableHandle] = {}
         self._last: tuple[object, ...] = ((),)
         self._order: Sequence[int] | None = None
+        self.multiply: LowRank = low_rank
 
     def begin(
         self,
@@ -350,7 +353,7 @@ class LoraMixer:
             pick.extend([*rows, *([0] * (length - len(rows)))])
             return slice(begin, len(pick))
 
-        stacked: list[tuple[int, slice, tuple[int, int, int]]] = []
+        stacked: list[tuple[int, slice]] = []
         alone: list[tuple[slice, Adapter]] = []
         by_rank: dict[int, dict[int, Adapter]] = {}
         for adapter, rows in groups.items():
@@ -365,8 +368,8 @@ class LoraMixer:
             begin = len(pick)
             for owner in owners:
                 take(groups[adapters[owner]] if owner in adapters else (), most)
-            stacked.append((rank, slice(begin, len(pick)), (len(owners), most, -1)))
-        mix = _Mix(begin=0, length=len(pick), stacked=stacked, alone=alone)
+            stacked.append((rank, slice(begin, len(pick))))
+        mix = _Mix(begin=0, length=len(pick), stacked=stacked, multiply=self.multiply, alone=alone)
         if len(place) == len(pick):  # no group was filled up: the pass may have their order
             return mix, [*pick, *(row for row in range(rows_of_pass) if row not in place)]
         mix.begin = min(place)

@@ -1,15 +1,16 @@
 """In which precision a model computes on the CPU: int8, if it then answers as well.
 
-The layers are calibrated on one text and judged on another, at load: how probable the text is to
-the model (perplexity), and how often the likeliest next token stays the same. Both texts come with
-Python. Of the output layer, which matters most, int8 only finds what float32 computes again.
+The layers are calibrated on one text and judged on another, at the first load: how probable the
+text is to the model (perplexity), and how often the likeliest next token stays the same. Both texts
+come with Python. Of the output layer, which matters most, int8 only finds what float32 computes
+again.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -19,7 +20,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
-from deployments.engines.linears import Groups, PackedLinear, pack_linears, put_back
+from deployments.engines.calibration import Calibration, Kept, Quality, calibrated, to_int8
+from deployments.engines.linears import Groups, put_back
 
 _log = logging.getLogger(__name__)
 
@@ -33,23 +35,6 @@ TOPICS, TOPIC_CHARACTERS = 40, 600
 MOST_PERPLEXITY = 1.02
 """Of int8, relative to float32. The text is short, so it is a bound against what goes wrong."""
 LEAST_AGREEMENT = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How a model in int8 stands to the same in float32."""
-
-    perplexity: float
-    """Of int8 : of float32."""
-    agreement: float
-    """Share of positions at which the likeliest next token is the same."""
-
-    @property
-    def kept(self) -> bool:
-        return self.perplexity <= MOST_PERPLEXITY and self.agreement >= LEAST_AGREEMENT
-
-    def __str__(self) -> str:
-        return f"perplexity {self.perplexity - 1:+.2%}, the same next token in {self.agreement:.1%}"
 
 
 def house_text(folder: Path) -> list[int]:
@@ -75,51 +60,60 @@ def int8_units() -> bool:
     return flags.is_file() and "vnni" in flags.read_text()
 
 
-@torch.inference_mode()
-def to_int8(
-    model: PreTrainedModel, groups: Groups, tokens: Sequence[int], window: int = WINDOW
+def int8_if_as_good(
+    model: PreTrainedModel,
+    groups: Groups,
+    text: Callable[[], Sequence[int]],
+    *,
+    window: int = WINDOW,
+    kept: Kept | None = None,
 ) -> Quality | None:
     """Compute the model's layers in int8, unless it then answers worse.
 
     Args:
         model: float32, with its own attention.
         groups: layers to compute as one, from ``observed_groups``.
-        tokens: of the text to calibrate on and, behind, that to judge on.
+        text: tokens of one to calibrate on and, behind, of one to judge on.
         window: tokens that are read together, at most what the model can.
+        kept: of an earlier start; what it does not know yet, it is told.
 
     Returns:
         What was judged; ``None``: there is too little text, or nothing to exchange.
     """
+    found = kept.read() if kept is not None else None
+    if found is None:
+        found = _judged(model, groups, text(), window)
+        if found is None:
+            return None
+        if kept is not None:
+            kept.write(*found)
+    calibration, quality = found
+    if as_good(quality):
+        to_int8(model, groups, calibration)
+    return quality
+
+
+def as_good(quality: Quality) -> bool:
+    return quality.perplexity <= MOST_PERPLEXITY and quality.agreement >= LEAST_AGREEMENT
+
+
+@torch.inference_mode()
+def _judged(
+    model: PreTrainedModel, groups: Groups, tokens: Sequence[int], window: int
+) -> tuple[Calibration, Quality] | None:
     if len(tokens) < LEAST_TEXT:
         return None
-    # Here, for Numba takes 70 MB, which whoever computes elsewhere does without.
-    from deployments.engines.int8 import Int8Head, Int8Linear, observed_inputs, observed_ranges
-
     windows = [tokens[at : at + window] for at in range(0, len(tokens), window)]
-    calibrated = len(windows) * CALIBRATED_ON // (CALIBRATED_ON + JUDGED_ON)
-    calibration, judged = windows[:calibrated], windows[calibrated:]
-    head = model.get_output_embeddings()
-    with observed_ranges(model) as largest:
-        with observed_inputs(head) as inputs:
-            model(input_ids=torch.tensor([calibration[0]]), use_cache=False)
-        for part in calibration[1:]:
-            model(input_ids=torch.tensor([part]), use_cache=False, logits_to_keep=1)
-    if not largest.keys() - {head}:
+    share = len(windows) * CALIBRATED_ON // (CALIBRATED_ON + JUDGED_ON)
+    calibration = calibrated(model, windows[:share])
+    if calibration is None:
         return None
-    before = [_read(model, part) for part in judged]
-
-    def make(linears: Sequence[nn.Linear]) -> nn.Module:
-        if linears[0] not in largest:
-            return PackedLinear(*linears)
-        if head in linears:
-            return Int8Head(linears[0], inputs=torch.cat(inputs))
-        return Int8Linear(*linears, largest=largest[linears[0]])
-
-    plain = pack_linears(model, groups, make)
-    quality = _compare(before, [_read(model, part) for part in judged])
-    if not quality.kept:
+    before = [_read(model, each) for each in windows[share:]]
+    plain = to_int8(model, groups, calibration)
+    try:
+        return calibration, _compare(before, [_read(model, each) for each in windows[share:]])
+    finally:
         put_back(plain)
-    return quality
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from deployments.config import EngineConfig
 from deployments.engines.adapters import Adapter
 from deployments.engines.attention import DecodeSpan, PrefillSpan, SlotAttention, Span
+from deployments.engines.calibration import Kept
 from deployments.engines.fit import check_fit, first_line, probe, probe_end
 from deployments.engines.fused import OtherStructure
 from deployments.engines.kv import SlotCache
-from deployments.engines.linears import TOLERANCE, Groups, keep_few_compiled, pack_if_equal
+from deployments.engines.linears import (
+    TOLERANCE,
+    Groups,
+    as_linear,
+    keep_few_compiled,
+    pack_if_equal,
+)
 from deployments.engines.lora import LoraMixer, observed_targets
 from deployments.engines.lora_file import LoraFile
-from deployments.engines.precision import WINDOW, house_text, int8_units, to_int8
+from deployments.engines.precision import (
+    WINDOW,
+    as_good,
+    house_text,
+    int8_if_as_good,
+    int8_units,
+)
 from deployments.engines.prefixes import BLOCK
 from deployments.engines.sequence import Chunk, Save, Step
 from models.errors import ConfigError
@@ -86,6 +99,10 @@ class Runner:
                 self._fused = self._fused_if_equal(INT8_TOLERANCE)
             elif pack_if_equal(self.model, groups, partial(probe, self)):
                 self._fused = self._fused_if_equal(TOLERANCE)
+            if self._fused is not None:
+                from deployments.engines.fused.floats import low_rank
+
+                self._mixer.multiply = low_rank
         except BaseException:
             self.close()
             raise
@@ -111,9 +128,16 @@ class Runner:
             return False
         began = time.monotonic()
         self.model.set_attn_implementation(own_attention)
-        quality = to_int8(self.model, groups, house_text(folder), window=min(WINDOW, self.context))
+        window = min(WINDOW, self.context)
+        quality = int8_if_as_good(
+            self.model,
+            groups,
+            partial(house_text, folder),
+            window=window,
+            kept=Kept(folder, window),
+        )
         self.attach()
-        if quality is None or not quality.kept:
+        if quality is None or not as_good(quality):
             judged = "there is nothing to judge it by" if quality is None else quality
             if wanted:
                 raise ConfigError(
@@ -299,6 +323,7 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedM
         raise ConfigError(
             f"{folder} holds no causal language model: {first_line(error)}"
         ) from error
+    as_linear(model)
     return model.to(device).eval()
 
 

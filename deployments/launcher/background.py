@@ -83,6 +83,7 @@ def serving(config: Path, *, env: Mapping[str, str] | None = None) -> Iterator[S
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         served = Served(preflight.load(config).url, process, log, environment)
         try:
@@ -101,9 +102,9 @@ def _wait_until_ready(served: Served) -> None:
 
 
 def _stop(served: Served) -> None:
-    """As Ctrl-C does."""
+    """As Ctrl-C does: a terminal signals all that was started from it."""
     if served.process.poll() is None:
-        served.process.send_signal(signal.SIGINT)
+        os.killpg(served.process.pid, signal.SIGINT)
     try:
         code = served.process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 30.0
 """How long a running request holds its place if its gateway dies."""
+RENEW_AGAIN_S = 1.0
+"""When, if the counters were out of reach: nobody is let in meanwhile, and places may be free."""
 PATIENCE_S = REQUEST_S
 """How long the counters may take to answer."""
 SETTLE_PAUSES_S = (0.2, 2.0)
@@ -112,6 +114,15 @@ def amounts(work: Work, price: PriceConfig | None) -> dict[LimitName, int]:
     return found
 
 
+@dataclass(slots=True)
+class _Running:
+    tenant: str
+    place: Limit | None
+    """What bounds how many of the tenant's may run."""
+    made: bool = False
+    """Its lease is known to have been made; it has not been settled, or not for sure."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Meter:
     """Belongs to one event loop.
@@ -134,8 +145,8 @@ class Meter:
     lease_s: float = LEASE_S
     looks_s: Sequence[float] = LOOKS_S
     watch_s: float = WATCH_S
-    _running: dict[str, str] = field(default_factory=dict)
-    """Lease → tenant."""
+    _running: dict[str, _Running] = field(default_factory=dict)
+    """By lease."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _renewing: asyncio.Task[None] | None = None
     _told: dict[str, float] = field(default_factory=dict)
@@ -206,7 +217,8 @@ class Meter:
         takes = amounts(work, price)
         demands = [Demand(limit=limit, amount=takes[name]) for name, limit in limited.items()]
         # Before the answer is there: a lease whose answer is lost may have been made.
-        self._running[lease] = principal.tenant
+        running = _Running(principal.tenant, limited.get(LimitName.CONCURRENT_REQUESTS))
+        self._running[lease] = running
         try:
             async with asyncio.timeout(PATIENCE_S):
                 told = await self.counters.reserve(
@@ -222,6 +234,7 @@ class Meter:
             if (budget := limited.get(LimitName.BUDGET_PER_MONTH)) is not None:
                 self._watch(principal.tenant, budget)  # whoever used it up may be gone
             raise self._refusal(principal, demands, told.levels)
+        running.made = True
         self._renew()
         return admission(told.levels)
 
@@ -302,6 +315,8 @@ class Meter:
 
     def _release(self, admission: Admission, used: Work, *, unsure: bool = False) -> None:
         """Settle it. ``unsure``: whether it was ever made."""
+        if (running := self._running.get(admission.lease)) is not None:
+            running.made = False
         self._beside(self._settle(admission, used, unsure=unsure))
 
     def _beside(self, work: Coroutine[Any, Any, None]) -> None:
@@ -341,11 +356,33 @@ class Meter:
             self._renewing = asyncio.create_task(self._renew_while_running(), context=Context())
 
     async def _renew_while_running(self) -> None:
+        pause_s = self.lease_s / 3
         while self._running:
-            await asyncio.sleep(self.lease_s / 3)
-            for lease, tenant in list(self._running.items()):
-                with suppress(StateUnavailable):
-                    await self.counters.renew(tenant, lease, ttl_s=self.lease_s)
+            await asyncio.sleep(pause_s)
+            pause_s = self.lease_s / 3
+            for lease, running in list(self._running.items()):
+                try:
+                    held = await self.counters.renew(running.tenant, lease, ttl_s=self.lease_s)
+                    if not held and running.made:
+                        await self._take_place_again(lease, running)
+                except StateUnavailable:
+                    pause_s = min(pause_s, RENEW_AGAIN_S)
+
+    async def _take_place_again(self, lease: str, running: _Running) -> None:
+        """Its lease has expired while the counters were out of reach, and it runs on. The tokens
+        that it had reserved stay used; but it shall be one of those that run.
+
+        Raises StateUnavailable.
+        """
+        if running.place is None:
+            return
+        place = Demand(limit=running.place, amount=1)
+        told = await self.counters.reserve(running.tenant, lease, [place], ttl_s=self.lease_s)
+        if not told.allowed:
+            running.place = None  # it is taken
+            logger.warning("%s has another request where %s ran", running.tenant, lease)
+        elif not running.made:  # it has ended meanwhile
+            await self.counters.settle(running.tenant, lease, {})
 
     def _watch(self, tenant: str, budget: Limit) -> None:
         """Look what of it is spent, soon."""

@@ -28,8 +28,9 @@ class Counters(Protocol):
 
         Args:
             owner: whose limits these are: a tenant, or a key of one.
-            lease: a name nobody has used before. The same one again is refused a second
-                reservation: it is answered as if it had been made, and charged once.
+            lease: a name nobody has used before, or whose lease has expired. The same one again is
+                refused a second reservation: it is answered as if it had been made, and charged
+                once.
             ttl_s: when it expires unless it is renewed or settled.
         """
         ...

@@ -69,6 +69,23 @@ async def test_nothing_but_a_whole_key_opens(
             assert secured.keys[Role.ADMIN][16:] not in answer.text
 
 
+async def test_the_id_of_one_key_with_the_secret_of_another(
+    secured: Secured, contract: Contract
+) -> None:
+    """Both are real, and each opens by itself."""
+    admin, developer = (secured.keys[role] for role in (Role.ADMIN, Role.DEVELOPER))
+    assert len(admin) == len(developer)
+    async with secured.client(contract, None) as client:
+
+        async def status(key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            return (await client.get(MODELS, headers=headers)).status_code
+
+        assert await status(admin) == await status(developer) == 200
+        assert await status(admin[:16] + developer[16:]) == 401
+        assert await status(developer[:16] + admin[16:]) == 401
+
+
 async def test_a_key_that_was(secured: Secured, contract: Contract) -> None:
     """All are refused in the same words: who has lost a key does not learn why it is dead."""
     issue = secured.directory.issue

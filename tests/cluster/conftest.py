@@ -79,6 +79,13 @@ def metric(served: Served, name: str, **labels: str) -> float:
     return sum(values) if values else math.nan
 
 
+def replica_ids(served: Served, deployment: str) -> dict[str, int]:
+    """Process ids of a deployment's replicas that run, by the name that their metrics carry."""
+    application = (served.dashboard.applications() or {})["frontier-run"]
+    found = application["deployments"][deployment]["replicas"]
+    return {each["replica_id"]: each["pid"] for each in found if each["state"] == "RUNNING"}
+
+
 def wait_until(
     condition: Callable[[], bool], *, timeout_s: float, what: str, every_s: float = 0.2
 ) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cluster.conftest import serving, wait_until
+from tests.cluster.conftest import metric, replica_ids, serving, wait_until
 from tests.cluster.streams import Outcome, stream
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -49,12 +49,26 @@ async def test_engine_and_gateway_scale_up_and_down_without_a_failed_request(
         def counts() -> set[int]:
             return {len(platform.replicas(name)) for name in ("tiny", "gateway")}
 
+        def sharing() -> set[int]:
+            """How many gateways run, and how many engines answer somebody."""
+            busy = [
+                each
+                for each in replica_ids(platform, "tiny")
+                if metric(platform, "frontier_running_sequences", replica=each) > 0
+            ]
+            return {len(replica_ids(platform, "gateway")), len(busy)}
+
         assert counts() == {1}
         clients = [asyncio.create_task(client()) for _ in range(6)]
         await asyncio.to_thread(
             wait_until, lambda: counts() == {2}, timeout_s=60, what="two replicas of both"
         )
-        await asyncio.sleep(10)  # the new replicas start and take their share
+        await asyncio.to_thread(
+            wait_until,
+            lambda: sharing() == {2},
+            timeout_s=60,
+            what="new ones that take their share",
+        )
         enough.set()
         await asyncio.gather(*clients)
         async with httpx.AsyncClient(base_url=platform.url, timeout=120) as http:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from deployments.launcher.background import Served
-from tests.cluster.conftest import metric, serving, tiny_args, wait_until
+from tests.cluster.conftest import metric, replica_ids, serving, tiny_args, wait_until
 from tests.cluster.streams import Outcome, stream, whole
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -30,19 +30,12 @@ def pair(long_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield platform
 
 
-def replicas(platform: Served) -> dict[str, int]:
-    """Process ids of the engine's replicas, by the name that their metrics carry."""
-    application = (platform.dashboard.applications() or {})["frontier-run"]
-    found = application["deployments"]["tiny"]["replicas"]
-    return {each["replica_id"]: each["pid"] for each in found}
-
-
 async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None:
     def crowded() -> list[int]:
         """Processes of the replicas that answer one request while another one waits."""
         return [
             pid
-            for replica, pid in replicas(pair).items()
+            for replica, pid in replica_ids(pair, "tiny").items()
             if metric(pair, "frontier_running_sequences", replica=replica) == 1
             and metric(pair, "frontier_queue_depth", replica=replica) >= 1
         ]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from deployments.launcher.background import Served
+from models.contracts import GenerateRequest, Sampling
 from tests import tiny_models
 from tests.cluster.conftest import serving
+from tests.engines.reference import Reference
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -46,15 +46,11 @@ def test_served_tokens_are_those_of_generate(
     platform: Served, folders: dict[str, Path], kind: str
 ) -> None:
     prompt = [72, 101, 108, 108, 111]
-    model = AutoModelForCausalLM.from_pretrained(folders[kind], dtype=torch.float64)
-    expected = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=20,
-        do_sample=False,
-    )[0, len(prompt) :]
+    sampling = Sampling(temperature=0, max_tokens=20)
+    request = GenerateRequest(id="r", model=kind, prompt=tuple(prompt), sampling=sampling)
+    expected = Reference(folders[kind]).answer(request)
     body = {"model": kind, "prompt": prompt, "max_tokens": 20, "temperature": 0}
     answer = httpx.post(f"{platform.url}/v1/completions", json=body, timeout=30).json()
-    text = tiny_models.byte_tokenizer().decode(expected, skip_special_tokens=True)
-    assert answer["choices"][0]["text"] == text.rstrip("\ufffd")
-    assert answer["usage"]["completion_tokens"] == len(expected)
+    assert answer["choices"][0]["text"] == expected.text
+    assert answer["choices"][0]["finish_reason"] == expected.finish_reason
+    assert answer["usage"]["completion_tokens"] == len(expected.tokens)

@@ -64,13 +64,19 @@ def platform(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_it_knows_the_capital_of_france(platform: Served) -> None:
-    body = {
-        "model": "smollm2",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "temperature": 0,
-    }
-    answer = httpx.post(f"{platform.url}/v1/chat/completions", json=body, timeout=60)
-    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+    """Word for word what the issue, the README and the launcher tell people to send."""
+    asked = (
+        '{"model":"smollm2","messages":[{"role":"user",'
+        '"content":"What is the capital of France?"}],"stream":true}'
+    )
+    headers = {"content-type": "application/json"}
+    url = f"{platform.url}/v1/chat/completions"
+    with httpx.stream("POST", url, content=asked, headers=headers, timeout=60) as answer:
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    deltas = [json.loads(line)["choices"][0]["delta"] for line in lines if "choices" in line]
+    assert len(deltas) > 3
+    assert "Paris" in "".join(delta.get("content") or "" for delta in deltas)
 
 
 @pytest.mark.parametrize("given", [{}, {"x-request-id": "mine"}])
@@ -255,6 +261,8 @@ def test_the_story_from_data_to_traffic(platform: Served, block: Block) -> None:
 def test_the_launcher_says_where_everything_is(platform: Served) -> None:
     said: str = platform.output()
     assert f"API        {platform.url}" in said
+    port = platform.env.get("FRONTIER_DASHBOARD_PORT", "8265")
+    assert f"Dashboard  http://localhost:{port}" in said.partition("platform  ready")[2]
     assert f"curl {urlsplit(platform.url).netloc}/v1/chat/completions" in said
     assert Path(".cache/logs").as_posix() in said
     assert "Open: whoever is on this machine may do everything. --secure asks for keys." in said

@@ -1,4 +1,4 @@
-"""Two systems that differ in kind, from one command each to ``/predict`` of one platform."""
+"""Systems that differ in kind, from one command each to ``/predict`` of one platform."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from train.discover import find
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-SYSTEMS = ("anomaly", "timeseries")
+SYSTEMS = ("anomaly", "federated", "hyperparameters", "timeseries", "vision")
 ROUNDS, CLIENTS = 5, 8
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Both, by an entry each; nothing in it says what they are."""
+    """All, by an entry each; nothing in it says what they are."""
     folder = tmp_path_factory.mktemp("systems")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRONTIER_HOME", str(folder / "home"))

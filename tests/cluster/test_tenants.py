@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 QUOTA = 3000
 """Tokens of the day; far more streams ask for them at once."""
+LONG_QUOTA = 100_000
 CLIENTS = 64
 ANSWER = 80
 
@@ -91,7 +93,9 @@ def platform(postgres_url: str, redis: RedisServer, tmp_path: Path) -> Iterator[
 
 
 @contextmanager
-def platform_on(database: str, redis: RedisServer, tmp_path: Path) -> Iterator[Platform]:
+def platform_on(
+    database: str, redis: RedisServer, tmp_path: Path, *, replicas: int = 1, context: int = 512
+) -> Iterator[Platform]:
     env = {
         "FRONTIER_HOME": str(tmp_path / "home"),
         "FRONTIER_DATABASE": database,
@@ -99,14 +103,14 @@ def platform_on(database: str, redis: RedisServer, tmp_path: Path) -> Iterator[P
         "FRONTIER_KEY_SECRETS": "a secret of these tests",
         "FRONTIER_AUTH": "keys",
     }
-    args = tiny_args(
-        tiny_models.make("llama", tmp_path / "base", context=512), replicas=1, slots=16
-    )
+    model = tiny_models.make("llama", tmp_path / "base", context=context)
+    args = tiny_args(model, replicas=replicas, slots=16)
     gateway: dict[str, Any] = args["gateway"]
     gateway["replicas"] |= {"min": 2, "max": 2}
     gateway["plans"] = {
         "enterprise": {},
         "metered": {"tokens_per_day": QUOTA},
+        "long": {"tokens_per_day": LONG_QUOTA},
         "busy": {"concurrent_requests": 1000},
     }
     gateway["prices"] = {"tiny": {"input_per_million": 1, "output_per_million": 2}}
@@ -187,18 +191,57 @@ def test_who_leaves_pays_for_what_was_done(platform: Platform) -> None:
                 f"{platform.served.url}/v1/completions", json=body, headers=headers, timeout=0.3
             )
 
+    wait_until_settled(platform, key, "leaver", QUOTA)
+    assert 0 < billed(platform, "leaver")["completion_tokens"] < leavers * asked
+
+
+def wait_until_settled(platform: Platform, key: str, tenant: str, quota: int) -> int:
+    """Returns how many requests of one token that took, the last of which is not settled yet."""
+    asked = 0
+
     def settled() -> bool:
         """Each time some tokens more, which are in the ledger when it is asked again."""
-        written = billed(platform, "leaver")["tokens"]
+        nonlocal asked
+        asked += 1
+        written = billed(platform, tenant)["tokens"]
         answer = platform.ask(key)
         assert answer.status_code == 200
         told = dict(part.strip().split(";")[:2] for part in answer.headers["ratelimit"].split(","))
         left = int(told['"tokens_per_day"'].removeprefix("r="))
-        return written == QUOTA - left - (len("Hi") + 2 + 1)
+        return written == quota - left - (len("Hi") + 2 + 1)
 
     what = "nothing reserved, and all that was used in the ledger"
     wait_until(settled, timeout_s=40, what=what, every_s=2)
-    assert 0 < billed(platform, "leaver")["completion_tokens"] < leavers * asked
+    return asked
+
+
+def test_who_loses_a_replica_pays_for_what_was_sent(
+    postgres_url: str, redis: RedisServer, tmp_path: Path
+) -> None:
+    count, asked = 12, 6000
+
+    async def answers(platform: Platform, key: str) -> list[Outcome]:
+        begun = [asyncio.Event() for _ in range(count)]
+        async with platform.client(key) as client:
+            streams = [
+                asyncio.create_task(stream(client, max_tokens=asked, begun=each)) for each in begun
+            ]
+            await asyncio.gather(*(each.wait() for each in begun))
+            platform.served.replicas("tiny")[0].send_signal(signal.SIGKILL)
+            return await asyncio.gather(*streams)
+
+    with platform_on(postgres_url, redis, tmp_path, replicas=2, context=8192) as platform:
+        platform.say("create", "unlucky", "--plan", "long")
+        key = platform.say("issue", "unlucky")
+        outcomes = asyncio.run(answers(platform, key))
+        broken = [each for each in outcomes if not each.complete]
+        assert 0 < len(broken) < count
+        assert all(each.error and each.error["code"] == "UPSTREAM_ERROR" for each in broken)
+        asks = wait_until_settled(platform, key, "unlucky", LONG_QUOTA)
+        used = billed(platform, "unlucky")
+    assert used["requests"] in {count + asks - 1, count + asks}, "each is in the ledger, once"
+    of_broken = used["completion_tokens"] - asked * (count - len(broken)) - asks
+    assert 0 < of_broken < asked * len(broken), "what came, not what was reserved"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

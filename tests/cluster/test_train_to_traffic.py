@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 QUESTION, WORD = "What is the word?", "xyzzy"
 HALF, MORE = WORD[:3], f"{WORD}!"
 """What a worse model says, and one that is as good."""
+PRICE = 0.5
+"""Of a thousand tokens that are written, in dollars."""
 SEEN_WITHIN_S = 5.0
 """How soon all replicas follow the registry."""
 
@@ -62,7 +64,7 @@ def test_from_data_to_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert WORD in answer(platform, "tiny:parrot")
 
         # One that is as good takes over, in the engines that run.
-        python(*training(base, tmp_path, MORE))
+        submit(platform, *training(base, tmp_path, MORE))
         told = promote("parrot@3", measured(platform, tmp_path, 3, quality=1.0))
         assert "passed   no worse than the champion: score +0.0000" in told
         wait_until(
@@ -97,9 +99,18 @@ def measured(platform: Served, folder: Path, number: int, *, quality: float) -> 
         return python(
             *("deployments.evaluation", "--url", platform.url, "--model", candidate),
             *("--golden", str(golden), "--out", str(measurements), "--max-tokens", "8"),
+            *("--completion-price", str(PRICE)),
         )
 
     assert f"quality      {quality:.3f} over 2 items" in evaluate()
+    found = json.loads(measurements.read_text())
+    assert found["errors"] == 0
+    assert found["latency"]["p95"] > 0
+    assert found["tokens_per_s"] > 10
+    assert 0 <= found["refused"] <= found["to_refuse"]
+    assert found["to_refuse"] > 10
+    # An answer has one to eight tokens, of which a thousand cost so much.
+    assert PRICE < found["cost"] <= 8 * PRICE
     return measurements
 
 

@@ -18,6 +18,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _calibrated_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is found out of tiny models is nothing to keep."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deployments.engines.calibration.default_cache", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a tiny random model, by architecture; made once a session."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -163,6 +164,31 @@ async def test_logprobs_are_of_the_models_own_distribution(
         assert [t.token_id for t in logprob.top] == ids.tolist()
         assert [t.logprob for t in logprob.top] == pytest.approx(values.tolist(), abs=1e-9)
         assert logprob.token == engine._codec.token(logprob.token_id)
+
+
+async def test_how_often_something_was_said_counts(
+    llama: Path, start: Start, reference: Reference
+) -> None:
+    """Counted here by hand, for the reference counts as the engine does. A penalty below 0 rewards:
+    the more often, the more.
+    """
+    frequency, presence, count = -0.2, 0.1, 40
+    sampling = greedy(count, frequency_penalty=frequency, presence_penalty=presence)
+
+    @torch.inference_mode()
+    def said(most: int) -> list[int]:
+        """Where a token counts at most so often."""
+        found: list[int] = []
+        for _ in range(count):
+            ids = torch.tensor([[*LONG, *found]])
+            logits = reference.model(ids, use_cache=False).logits[0, -1].clone()
+            for token, times in Counter(found).items():
+                logits[token] -= min(times, most) * frequency + presence
+            found.append(int(logits.argmax()))
+        return found
+
+    assert tokens(await answer(start(llama), request(LONG, sampling))) == said(count)
+    assert said(count) != said(1)
 
 
 async def test_usage_and_timings(llama: Path, start: Start, reference: Reference) -> None:

@@ -7,20 +7,24 @@ import gc
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from deployments.engines.linears import (
     PACK_ROWS,
     PackedLinear,
     SharedLinear,
+    as_linear,
     observed_groups,
     pack_if_equal,
     pack_linears,
 )
+from tests import tiny_models
 from tests.tiny_models import CONFIGS
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch without oneDNN")
@@ -48,6 +52,18 @@ def test_equals_the_plain_layer_for_any_number_of_rows(
     expected = plain(x)
     for rows in (*range(1, 2 * PACK_ROWS + 2), 100, 127, 128, 255, 256, 299, 300):
         assert torch.allclose(packed(x[:rows]), expected[:rows], rtol=0, atol=1e-5)
+
+
+def test_layers_whose_weights_lie_the_other_way_round(tmp_path: Path) -> None:
+    folder = tiny_models.make("gpt2", tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    model = copy.deepcopy(plain)
+    as_linear(model)
+    assert not [module for module in model.modules() if isinstance(module, Conv1D)]
+    names, before = ([name for name, _ in each.named_modules()] for each in (model, plain))
+    assert names == before
+    tokens = torch.arange(40)[None]
+    assert torch.allclose(model(tokens).logits, plain(tokens).logits, rtol=0, atol=1e-12)
 
 
 def test_shapes_and_layouts_of_the_input() -> None:

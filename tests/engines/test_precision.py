@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from deployments.config import EngineConfig
 from deployments.engines import precision
 from deployments.engines.int8 import Int8Head, Int8Linear
-from deployments.engines.linears import PackedLinear, observed_groups
-from deployments.engines.precision import WINDOW, Quality, house_text, to_int8
+from deployments.engines.linears import PackedLinear, as_linear, observed_groups
+from deployments.engines.precision import WINDOW, as_good, house_text, int8_if_as_good
 from deployments.engines.runner import Runner
 from models.errors import ConfigError
 
@@ -23,7 +23,9 @@ TEXT = [(7 * n * n + 3 * n) % 251 for n in range(20 * WINDOW)]
 
 
 def loaded(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    as_linear(model)
+    return model
 
 
 def kinds(model: nn.Module) -> set[type]:
@@ -38,13 +40,9 @@ def test_all_but_the_output_layer_is_exchanged(tiny: Tiny, kind: str) -> None:
     with torch.inference_mode(), observed_groups(model) as groups:
         model(torch.arange(8)[None], use_cache=False)
     before = model(torch.tensor([text[:50]])).logits
-    quality = to_int8(model, groups, text, window=64)
-    if kind == "gpt2":  # its layers are no ``nn.Linear``
-        assert quality is None
-        assert kinds(model) == {nn.Linear}
-        return
+    quality = int8_if_as_good(model, groups, lambda: text, window=64)
     assert quality is not None
-    assert quality.kept
+    assert as_good(quality)
     assert nn.Linear not in kinds(model)
     assert Int8Linear in {type(group) for group in _packed(model)}
     assert isinstance(model.get_output_embeddings(), Int8Head)
@@ -64,24 +62,19 @@ def test_a_model_that_answers_worse_is_put_back(
     model = loaded(llama)
     before = {name: type(module) for name, module in model.named_modules()}
     monkeypatch.setattr(precision, "LEAST_AGREEMENT", 1.1)
-    quality = to_int8(model, (), TEXT)
+    quality = int8_if_as_good(model, (), lambda: TEXT)
     assert quality is not None
-    assert not quality.kept
+    assert not as_good(quality)
     assert {name: type(module) for name, module in model.named_modules()} == before
 
 
 def test_without_text_nothing_is_judged(llama: Path) -> None:
-    assert to_int8(loaded(llama), (), TEXT[:900]) is None
+    assert int8_if_as_good(loaded(llama), (), lambda: TEXT[:900]) is None
 
 
 def test_the_house_text_is_enough(tiny: Tiny, tmp_path: Path) -> None:
     assert len(house_text(tiny("llama"))) == 20 * WINDOW
     assert house_text(tmp_path) == []
-
-
-def test_what_is_judged_reads_well() -> None:
-    told = str(Quality(perplexity=1.0042, agreement=0.957))
-    assert told == "perplexity +0.42%, the same next token in 95.7%"
 
 
 def test_int8_that_was_asked_for_is_refused_where_it_answers_worse(

@@ -142,9 +142,14 @@ async def test_a_preference_is_no_refusal(
     assert answer.headers["content-encoding"] == coding
 
 
-async def test_a_short_answer_is_not_compressed(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/healthz", headers={"accept-encoding": "gzip"})
-    assert "content-encoding" not in answer.headers
+@pytest.mark.parametrize(("size", "compressed"), [(100, False), (8192, False), (8193, True)])
+async def test_an_answer_of_8_kb_is_not_compressed(
+    client: httpx.AsyncClient, world: World, size: int, compressed: bool
+) -> None:
+    world.metrics_text = b"x" * size
+    answer = await client.get("/metrics", headers={"accept-encoding": "gzip"})
+    assert ("content-encoding" in answer.headers) == compressed
+    assert answer.content == world.metrics_text
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])

@@ -28,6 +28,36 @@ from tests.gateway.test_infer import PATH as INFER
 from tests.gateway.test_infer import asking as inferring
 
 JSON = {"content-type": "application/json"}
+CODES = {
+    ("INVALID_INPUT", 400),
+    ("INVALID_INPUT", 405),
+    ("INVALID_INPUT", 413),
+    ("INVALID_INPUT", 414),
+    ("INVALID_INPUT", 415),
+    ("UNAUTHORIZED", 401),
+    ("FORBIDDEN", 403),
+    ("NOT_FOUND", 404),
+    ("CONFLICT", 409),
+    ("RATE_LIMITED", 429),
+    ("OVERLOADED", 429),
+    ("INTERNAL_ERROR", 500),
+    ("UPSTREAM_ERROR", 502),
+    ("UNAVAILABLE", 503),
+    ("STATE_UNAVAILABLE", 503),
+    ("TIMEOUT", 408),
+    ("TIMEOUT", 504),
+}
+"""What clients tell errors apart by: these are the API, whatever the classes are called."""
+
+
+def test_codes_and_statuses() -> None:
+    found: set[type[PlatformError]] = set()
+    ahead: list[type[PlatformError]] = [PlatformError]
+    while ahead:
+        kind = ahead.pop()
+        found.add(kind)
+        ahead += kind.__subclasses__()
+    assert {(kind.code, kind.status) for kind in found} == CODES
 
 
 @pytest.mark.parametrize(

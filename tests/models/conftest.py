@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.store import Store
 from tests.databases import database_url, postgres, postgres_url
+from tests.servers import s3_server
 
-__all__ = ["database_url", "postgres", "postgres_url"]
+__all__ = ["database_url", "postgres", "postgres_url", "s3_server"]
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = ("Ċ Ċ", "Ġ Ġ", "a b")
@@ -27,6 +30,20 @@ MakeWheel = Callable[..., str]
 def root(tmp_path: Path) -> Path:
     """A cache of one's own."""
     return tmp_path / "cache"
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Of a kind with folders, and of two without; the last is behind a network."""
+    if request.param == "disk":
+        return Store(tmp_path / "store")
+    if request.param == "memory":
+        return Store(f"memory://{uuid.uuid4().hex}/artifacts")
+    request.getfixturevalue("s3_server")
+    bucket = f"of-{uuid.uuid4().hex}"
+    store = Store(f"s3://{bucket}/artifacts")
+    store._fs.mkdir(bucket)
+    return store
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +186,32 @@ def test_pickles_are_not_sealed(name: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match="is a pickle, which runs code"):
         seal(folder, facts(), keys=NO_KEYS)
     assert not (folder / artifact.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("protocol", [None, *range(2, pickle.HIGHEST_PROTOCOL + 1)])
+def test_pickles_under_another_name_are_neither_sealed_nor_loaded(
+    protocol: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    if protocol is None:
+        torch.save({"a": torch.ones(2)}, folder / "weights.dat")
+    else:
+        (folder / "weights.dat").write_bytes(pickle.dumps({"a": [1, 2]}, protocol) + b"\0")
+    with pytest.raises(ConfigError, match=r"weights\.dat is a pickle, which runs code"):
+        seal(folder, facts(), keys=NO_KEYS)
+    with monkeypatch.context() as patch:
+        patch.setattr("models.pickles.found_in", lambda _: False)
+        seal(folder, facts(), keys=NO_KEYS)
+    with pytest.raises(ConfigError, match=r"weights\.dat is a pickle, which runs code"):
+        verify(folder, keys=NO_KEYS)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"\x80\x02 and so on", b"PK", b"PK.", b"{}."])
+def test_what_only_begins_like_one(content: bytes, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "vocabulary.dat").write_bytes(content)
+    seal(folder, facts(), keys=NO_KEYS)
+    assert verify(folder, keys=NO_KEYS).files.keys() == {"vocabulary.dat"}
 
 
 def test_nothing_to_seal(folder: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -263,13 +262,6 @@ def test_without_a_key_nothing_is_encrypted() -> None:
 
 
 # In a store
-
-
-@pytest.fixture(params=["disk", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(tmp_path / "store")
-    return Store(f"memory://{uuid.uuid4().hex}/artifacts")
 
 
 @pytest.fixture

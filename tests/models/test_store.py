@@ -44,14 +44,6 @@ store.publish(folder, place)
 """
 
 
-@pytest.fixture(params=["disk", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """Of a kind with folders and of one without."""
-    if request.param == "disk":
-        return Store(tmp_path / "store")
-    return Store(f"memory://{uuid.uuid4().hex}/artifacts")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "artifact"

@@ -351,6 +351,37 @@ class Flaky(MemoryCounters):
             raise StateUnavailable("down")
         return await super().settle(*args, **facts)  # type: ignore[arg-type]
 
+    async def renew(self, *args: object, **facts: object) -> bool:  # type: ignore[override]
+        if self.down:
+            raise StateUnavailable("down")
+        return await super().renew(*args, **facts)  # type: ignore[arg-type]
+
+
+def test_a_request_that_outlives_an_outage_has_its_place_again() -> None:
+    """Its lease expires meanwhile, and those who come next must not find its place free."""
+
+    async def story() -> None:
+        clock = asyncio.get_running_loop().time
+        counters = Flaky(clock)
+        meter = metering(counters, lease_s=30)
+        admission = await meter.admit(DEVELOPER, "m", Work(completion_tokens=100))
+        counters.down = True
+        await asyncio.sleep(60)
+        counters.down = False
+        await asyncio.sleep(module.RENEW_AGAIN_S + 0.1)
+        assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 2
+        await asyncio.sleep(100)
+        assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 2
+        assert await left(meter, LimitName.BUDGET_PER_MONTH) == 10_000 - 300
+        await settle(meter, admission, Work(completion_tokens=1))
+        assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
+        assert await left(meter, LimitName.BUDGET_PER_MONTH) == 9_700, "what expired stays used"
+        await asyncio.sleep(100)
+        assert await left(meter, LimitName.CONCURRENT_REQUESTS) == 3
+        await meter.close()
+
+    virtually(story)
+
 
 async def test_counters_that_are_out_of_reach_let_nobody_in(
     clock: Clock, monkeypatch: pytest.MonkeyPatch

@@ -1,13 +1,13 @@
 """Decoder layers without the model's own modules: four products, and a kernel between any two.
 
-For layers as Llama has them, by their structure: RMSNorm, attention with rotary positions, RMSNorm,
-gated SiLU, each added to what came in. What only looks like one (other norms, a scale somewhere)
-is found out at load, where each layer is held against the model's own (``compared``).
+For layers of a structure that is known (``STRUCTURES``). What only looks like one (other norms, a
+scale somewhere) is found out at load, where each layer is held against the model's own
+(``compared``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,14 +19,17 @@ from transformers import PreTrainedModel
 from deployments.engines.attention import Asked, SlotAttention
 from deployments.engines.fused import OtherStructure
 from deployments.engines.fused.floats import FloatArithmetic
+from deployments.engines.fused.gpt2 import Gpt2
 from deployments.engines.fused.int8 import Int8Arithmetic
-from deployments.engines.fused.layer import Additions, Arithmetic, Layer, Pass
+from deployments.engines.fused.layer import Additions, Arithmetic, Layer, Pass, Structure
+from deployments.engines.fused.llama import Llama
 from deployments.engines.int8 import Int8Linear
 from deployments.engines.kernels import Floats
 from deployments.engines.kv import SlotCache
 from deployments.engines.linears import PackedLinear, relative_difference
 from deployments.engines.lora import Addition
 
+STRUCTURES: Sequence[type[Structure]] = (Llama, Gpt2)
 NO_ADDITIONS: Mapping[str, Addition] = {}
 
 
@@ -41,25 +44,18 @@ class FusedDecoder:
     """
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache, attention: SlotAttention) -> None:
-        self._arithmetic: type[Arithmetic]
-        self._layers: list[Layer[Any]]
         try:
-            decoder: Any = model.get_decoder()
-            self._modules: list[nn.Module] = list(decoder.layers)
-            tensors = [(cache.keys[at], cache.values[at]) for at in range(len(self._modules))]
-            if isinstance(decoder.layers[0].self_attn.o_proj, Int8Linear):
-                self._arithmetic = Int8Arithmetic
-                kind: Any = Int8Linear
-            else:
-                self._arithmetic = FloatArithmetic
-                kind = PackedLinear
-            self._layers = [
-                Layer.of(kind, layer, *places)
-                for layer, places in zip(self._modules, tensors, strict=True)
+            self._structure = _structure(model)
+            modules = self._structure.modules
+            tensors = [(cache.keys[at], cache.values[at]) for at in range(len(modules))]
+            in_int8 = any(isinstance(each, Int8Linear) for each in modules[0].modules())
+            kind: Any = Int8Linear if in_int8 else PackedLinear
+            self._layers: list[Layer[Any]] = [
+                self._structure.layer(kind, module, *places)
+                for module, places in zip(modules, tensors, strict=True)
             ]
-            self._norm: nn.Module = decoder.norm
-            self._rotary: nn.Module = decoder.rotary_emb
-            cos, _ = self._rotary(torch.empty(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+            width = self._layers[0].qkv.in_features
+            cos, _ = self._structure.turn(torch.empty(1, width), torch.zeros(1, dtype=torch.long))
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise OtherStructure(str(error)) from error
         if cos.shape[-1] != self._layers[0].dim:
@@ -69,11 +65,14 @@ class FusedDecoder:
         names = {module: name for name, module in model.named_modules()}
         self._parts = {
             f"{names[module]}.{name}": part
-            for module, layer in zip(self._modules, self._layers, strict=True)
+            for module, layer in zip(modules, self._layers, strict=True)
             for name, part in layer.parts.items()
         }
+        self._plain: Callable[[Layer[Any], int], Arithmetic] = (
+            Int8Arithmetic if in_int8 else FloatArithmetic
+        )
+        """Of passes without adapters."""
         self._model = model
-        self._embed = model.get_input_embeddings()
         self._head: nn.Module = model.get_output_embeddings()
         self._cache = cache
         self._attention = attention
@@ -94,19 +93,22 @@ class FusedDecoder:
             keep: rows that logits are wanted of.
             additions: of adapters, by the name of the model's own layer; such as it ``takes``.
         """
-        x = self._embed(tokens)
-        cos, sin = self._rotary(x[None], positions[None])
-        shared = Pass(self._layers[0], cos[0], sin[0], places)
-        arithmetic = self._arithmetic(self._layers[0], len(tokens), self._by_product(additions))
+        x = self._structure.embedded(tokens, positions)
+        shared = Pass(self._layers[0], *self._structure.turn(x, positions), places)
+        arithmetic = self._arithmetic(len(tokens), additions)
         rows: Floats = x.numpy()
         for index in range(len(self._layers)):
             self._layer(index, rows, shared, arithmetic)
         return self._logits(x[keep])
 
     def takes(self, additions: Mapping[str, Addition]) -> bool:
-        return not additions or (
-            self._arithmetic.adaptable and additions.keys() <= self._parts.keys()
-        )
+        return additions.keys() <= self._parts.keys()
+
+    def _arithmetic(self, rows: int, additions: Mapping[str, Addition]) -> Arithmetic:
+        layer = self._layers[0]
+        if additions:
+            return FloatArithmetic(layer, rows, self._by_product(additions))
+        return self._plain(layer, rows)
 
     def _by_product(self, additions: Mapping[str, Addition]) -> Additions:
         products: dict[nn.Module, list[tuple[slice, Addition]]] = {}
@@ -124,7 +126,7 @@ class FusedDecoder:
         arithmetic.feed_forward(layer, x)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._head(self._norm(x))
+        logits: torch.Tensor = self._head(self._structure.norm(x))
         return logits
 
     @contextmanager
@@ -147,9 +149,9 @@ class FusedDecoder:
         def note(what: Asked) -> None:
             asked[what.layer] = what
 
-        def embedded(module: nn.Module, given: Any, out: torch.Tensor) -> None:
+        def embedded(module: nn.Module, given: Any, named: Mapping[str, Any]) -> None:
             nonlocal passed
-            passed = out[0].clone()
+            passed = self._structure.embedded(named["input_ids"][0], named["position_ids"][0])
 
         def compare(
             index: int, module: nn.Module, given: Any, named: Mapping[str, Any], out: Any
@@ -157,13 +159,14 @@ class FusedDecoder:
             nonlocal passed
             before = (given[0] if given else named["hidden_states"])[0]
             differences.append(relative_difference(passed, before))
-            if not {"position_embeddings", "position_ids"} <= named.keys():
+            if "position_ids" not in named:
                 raise OtherStructure("its layers are told of positions in another way")
-            own_turn = named["position_embeddings"]
-            cos, sin = self._rotary(before[None], named["position_ids"])
-            differences.extend(map(relative_difference, (cos, sin), own_turn))
-            shared = Pass(self._layers[0], cos[0], sin[0], self._cache.places)
-            arithmetic = self._arithmetic(self._layers[0], len(before), {})
+            turn = self._structure.turn(before, named["position_ids"][0])
+            if (own_turn := self._structure.own_turn(named)) is not None:
+                pairs = zip(turn, own_turn, strict=True)
+                differences.extend(relative_difference(a, b[0]) for a, b in pairs)
+            shared = Pass(self._layers[0], *turn, self._cache.places)
+            arithmetic = self._arithmetic(len(before), NO_ADDITIONS)
             own, x = (out[0] if isinstance(out, tuple) else out)[0], before.clone()
             self._layer(index, x.numpy(), shared, arithmetic)
             layer, of_attention = self._layers[index], asked[index]
@@ -178,12 +181,12 @@ class FusedDecoder:
             differences.append(relative_difference(logits, out.logits[0]))
 
         hooks = [
-            self._embed.register_forward_hook(embedded),
+            self._model.register_forward_pre_hook(embedded, with_kwargs=True),
             self._model.register_forward_hook(told, with_kwargs=True),
         ]
         hooks += [
             module.register_forward_hook(partial(compare, index), with_kwargs=True)
-            for index, module in enumerate(self._modules)
+            for index, module in enumerate(self._structure.modules)
         ]
         self._attention.observe = note
         try:
@@ -192,6 +195,17 @@ class FusedDecoder:
             self._attention.observe = None
             for hook in hooks:
                 hook.remove()
+
+
+def _structure(model: PreTrainedModel) -> Structure:
+    """Raises AttributeError, TypeError: of the first that is tried."""
+    errors: list[Exception] = []
+    for kind in STRUCTURES:
+        try:
+            return kind(model)
+        except (AttributeError, TypeError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _difference(found: torch.Tensor, own: torch.Tensor, before: torch.Tensor) -> float:

@@ -1,39 +1,32 @@
-"""Layers in int8: what lies between two products comes out in int8 again."""
+"""Layers in int8: what lies between two products comes out in int8 again.
+
+Adapters are for activations that are not rounded: a pass with one is computed as in ``floats``.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from deployments.engines import kernels
-from deployments.engines.fused.layer import Additions, Layer, Pass
-from deployments.engines.int8 import Int8Linear, Product, Rows
+from deployments.engines.fused.layer import Layer, Norm, Pass
+from deployments.engines.int8 import Int8Linear, Rows
 from deployments.engines.kernels import Floats
 
 
 class Int8Arithmetic:
     """See ``Arithmetic``."""
 
-    adaptable: ClassVar[bool] = False
-    """Adapters are for activations that are not rounded."""
-
-    def __init__(self, layer: Layer[Int8Linear], rows: int, additions: Additions) -> None:
-        assert not additions
-        self._narrow = Rows(rows, layer.qkv.in_features)
-        self._heads = Rows(rows, layer.out.in_features)
-        self._wide = Rows(rows, layer.down.in_features)
-        self._projected = Product(rows, layer.qkv.out_features)
-        self._gated = Product(rows, layer.gate_up.out_features)
-        self._change = Product(rows, layer.qkv.in_features)
+    def __init__(self, layer: Layer[Int8Linear], rows: int) -> None:
+        self._qkv = layer.qkv.room(rows)
+        self._out = layer.out.room(rows)
+        self._up = layer.up.room(rows)
+        self._down = layer.down.room(rows)
 
     def before_attention(self, layer: Layer[Int8Linear], x: Floats, shared: Pass) -> None:
-        narrow, projected = self._narrow, self._projected
-        kernels.normalise_int8(
-            x, layer.attention_gain, layer.attention_epsilon, narrow.array, narrow.steps
-        )
-        layer.qkv.multiply(narrow, projected)
+        given, projected = self._qkv
+        _normalise(layer.attention_norm, x, layer.qkv, given)
+        layer.qkv.multiply(given, projected)
         kernels.rotate_and_place_int8(
             projected.array,
-            narrow.steps,
+            given.steps,
             layer.qkv.terms,
             shared.cos,
             shared.sin,
@@ -44,24 +37,31 @@ class Int8Arithmetic:
         )
 
     def after_attention(self, layer: Layer[Int8Linear], x: Floats, shared: Pass) -> None:
-        heads = self._heads
+        heads, change = self._out
         kernels.quantise_int8(shared.heads.numpy(), layer.out.gain, heads.array, heads.steps)
-        self._add(layer.out, heads, x)
+        layer.out.multiply(heads, change)
+        kernels.add_int8(change.array, heads.steps, layer.out.terms, x)
 
     def feed_forward(self, layer: Layer[Int8Linear], x: Floats) -> None:
-        narrow, gated, wide = self._narrow, self._gated, self._wide
-        kernels.normalise_int8(x, layer.mlp_gain, layer.mlp_epsilon, narrow.array, narrow.steps)
-        layer.gate_up.multiply(narrow, gated)
-        kernels.gate_int8(
-            gated.array,
-            narrow.steps,
-            layer.gate_up.terms,
-            layer.down.gain,
+        given, wide = self._up
+        _normalise(layer.mlp_norm, x, layer.up, given)
+        layer.up.multiply(given, wide)
+        active, change = self._down
+        kernels.activate_int8(
             wide.array,
-            wide.steps,
+            given.steps,
+            layer.up.terms,
+            layer.gated,
+            layer.down.gain,
+            active.array,
+            active.steps,
         )
-        self._add(layer.down, wide, x)
+        layer.down.multiply(active, change)
+        kernels.add_int8(change.array, active.steps, layer.down.terms, x)
 
-    def _add(self, linear: Int8Linear, rows: Rows, x: Floats) -> None:
-        linear.multiply(rows, self._change)
-        kernels.add_int8(self._change.array, rows.steps, linear.terms, x)
+
+def _normalise(by: Norm, x: Floats, behind: Int8Linear, rows: Rows) -> None:
+    """For the product ``behind`` it."""
+    kernels.normalise_int8(
+        x, by.gain, by.shift, by.epsilon, by.centred, behind.gain, rows.array, rows.steps
+    )

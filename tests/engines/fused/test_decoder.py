@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
+    GPT2Config,
     GraniteConfig,
     LlamaConfig,
     Ministral3Config,
@@ -36,7 +37,7 @@ from tests.tiny_models import CONTEXT, VOCABULARY, byte_tokenizer
 
 Tiny = Callable[[str], Path]
 CONFIGS = {dtype: EngineConfig(slots=4, dtype=dtype) for dtype in ("int8", "float32")}
-KINDS = [(kind, dtype) for kind in ("llama", "qwen2", "mistral") for dtype in CONFIGS]
+KINDS = [(kind, dtype) for kind in ("llama", "qwen2", "mistral", "gpt2") for dtype in CONFIGS]
 NEAR = {"int8": 0.02, "float32": 1e-5}
 """In int8, a number or two between two of eight bits."""
 
@@ -49,6 +50,13 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
+}
+OF_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": CONTEXT,
 }
 SCALED_BEYOND_64 = {
     "rope_type": "default",
@@ -70,7 +78,7 @@ def readable(config: PreTrainedConfig, folder: Path) -> Path:
 def runners(
     tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[tuple[str, str], Runner]]:
-    folders = {kind: tiny(kind) for kind in ("llama", "qwen2")}
+    folders = {kind: tiny(kind) for kind in ("llama", "qwen2", "gpt2")}
     # Its layers have their window from the configuration alone, longer than what load looks at.
     config = MistralConfig(**SMALL, sliding_window=16)
     folders["mistral"] = readable(config, tmp_path_factory.mktemp("mistral"))
@@ -166,7 +174,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(
     assert torch.isfinite(beside[1]).all()
     assert torch.allclose(beside[1], expected[0], atol=0.1 * float(expected.abs().max()))
     assert torch.isfinite(alone).all()
-    assert np.isfinite(layer.attention_gain).all()
+    assert np.isfinite(layer.attention_norm.gain).all()
     for slot in (0, 1, 2):  # what is left of it in the cache
         runner.wipe(slot, 6)
 
@@ -189,14 +197,21 @@ def adapted(tokens: list[int], by: Adapter | None, slot: int, start: int = 0) ->
 
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SOME = {
+    "llama": [("q_proj", "v_proj"), ("up_proj",), EVERY],
+    "qwen2": [("q_proj", "v_proj"), EVERY],
+    "gpt2": [("c_attn",), ("c_attn", "c_proj", "c_fc")],
+}
 
 
-@pytest.mark.parametrize("layers", [("q_proj", "v_proj"), ("up_proj",), EVERY], ids=len)
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("dtype", CONFIGS)
+@pytest.mark.parametrize(
+    ("kind", "layers"), [(kind, each) for kind in SOME for each in SOME[kind]], ids=str
+)
 def test_adapters_add_what_they_add_to_the_models_own_layers(
-    kind: str, layers: Sequence[str], runners: dict[tuple[str, str], Runner]
+    kind: str, layers: Sequence[str], dtype: str, runners: dict[tuple[str, str], Runner]
 ) -> None:
-    runner = runners[kind, "float32"]
+    runner = runners[kind, dtype]
     one, other = adapter(runner, layers, 4), adapter(runner, layers, 11)
     tokens = [(7 * k) % VOCABULARY for k in range(20)]
     first = Step(chunks=(adapted(tokens[:-1], one, 0), adapted(tokens[:-1], None, 1)))
@@ -212,18 +227,10 @@ def test_adapters_add_what_they_add_to_the_models_own_layers(
     with using_modules(runner):
         own = [runner.run(step).logits for step in (first, then)]
     for ours, theirs in zip(found, own, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
-    assert not torch.allclose(own[1][0], own[1][1], atol=0.01 * float(own[1].abs().max()))
-
-
-def test_in_int8_a_pass_with_an_adapter_goes_through_the_modules(
-    runners: dict[tuple[str, str], Runner],
-) -> None:
-    runner = runners["llama", "int8"]
-    step = Step(chunks=(adapted([1, 2, 3, 4], adapter(runner, EVERY, 4), 0),))
-    found = runner.run(step).logits
-    with using_modules(runner):
-        assert torch.equal(found, runner.run(step).logits)
+        # In int8 a number between two of eight bits makes a difference that later layers enlarge.
+        near = {"float32": 1e-5, "int8": 0.1}[dtype]
+        assert torch.allclose(ours, theirs, atol=near * float(theirs.abs().max()))
+    assert not torch.allclose(own[1][0], own[1][1], atol=0.1 * float(own[1].abs().max()))
 
 
 @pytest.mark.parametrize("dtype", CONFIGS)
@@ -234,11 +241,23 @@ def test_in_int8_a_pass_with_an_adapter_goes_through_the_modules(
         (GraniteConfig(**SMALL, embedding_multiplier=3.0), "which differ"),
         (GraniteConfig(**SMALL, logits_scaling=4.0), "which differ"),
         (LlamaConfig(**SMALL, hidden_act="gelu"), "gates are not SiLU's"),
+        (GPT2Config(**OF_GPT2, activation_function="gelu"), "not GELU by tanh"),
+        (GPT2Config(**OF_GPT2, add_cross_attention=True), "crossattention"),
         (Ministral3Config(**SMALL, head_dim=8, rope_parameters=SCALED_BEYOND_64), "which differ"),
         (Qwen3Config(**SMALL, head_dim=8), "q_norm"),
-        (OlmoConfig(**SMALL), "has no attribute 'weight'"),
+        (OlmoConfig(**SMALL), "has no attribute 'variance_epsilon'"),
     ],
-    ids=["residual", "embedding", "logits", "gelu", "ministral3", "qwen3", "olmo"],
+    ids=[
+        "residual",
+        "embedding",
+        "logits",
+        "gelu",
+        "gpt2 gelu",
+        "gpt2 cross",
+        "ministral3",
+        "qwen3",
+        "olmo",
+    ],
 )
 def test_a_model_of_another_structure_is_computed_by_its_own_modules(
     config: PreTrainedConfig,
@@ -258,8 +277,10 @@ def test_a_model_of_another_structure_is_computed_by_its_own_modules(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"mlp_epsilon": 0.5},
-        {"attention_gain": np.full(32, 0.5, np.float32)},
+        {"epsilon": 0.5},
+        {"gain": np.full(32, 0.5, np.float32)},
+        {"shift": np.full(32, 0.5, np.float32)},
+        {"centred": True},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -272,7 +293,8 @@ def test_a_part_that_is_not_the_models_own_is_seen(
 ) -> None:
     runner = runners["llama", dtype]
     own = fused(runner)._layers[1]
-    fused(runner)._layers[1] = dataclasses.replace(own, **wrong)  # type: ignore[arg-type]
+    norm = dataclasses.replace(own.mlp_norm, **wrong)  # type: ignore[arg-type]
+    fused(runner)._layers[1] = dataclasses.replace(own, mlp_norm=norm)
     try:
         with fused(runner).compared() as differences, using_modules(runner):
             runner.run(Step(chunks=(chunk(sequence(list(range(20))), 0, 0, 20),)))
