@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 LIST = Path(__file__).with_suffix(".txt")
 RESULTS = Path(".cache/test")
 STAGES = ("fast.xml", "integration.xml")
-AT_ONCE_S = 0.25
+AT_ONCE_S = 0.15
 
 
 def key(nodeid: str) -> str:
