@@ -131,7 +131,7 @@ class EngineConfig(Section):
     reads in meanwhile: streams do not stall, and long prompts begin later. None: no bound."""
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16", "int8"] = "float32"
     """auto: int8 on processors that have units for it, if the model then answers as well, which is
-    found out at load (some seconds); bfloat16 on a GPU."""
+    found out at the first load (some seconds) and kept; bfloat16 on a GPU."""
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
     """Torch threads; default: the replica's CPUs."""
