@@ -314,8 +314,11 @@ class Engine:
             step = self._schedule()
         self._post()  # whoever is late need not wait for a step that is not theirs
         if step is not None:
-            self._run(step)
-        self._post()
+            began = self._clock()
+            ran = self._run(step)
+            self._post()  # whoever waits for the last word does not wait for what follows
+            if ran:
+                self._close_step(step, began)
         self._report_state()
 
     def _schedule(self) -> Step | None:
@@ -371,8 +374,8 @@ class Engine:
             )
         )
 
-    def _run(self, step: Step) -> None:
-        began = self._clock()
+    def _run(self, step: Step) -> bool:
+        """Whether it came to its end; what there is to tell is in ``_posts``."""
         try:
             logits, chunks, predicted = self._runner.run(step)
             for chunk, rows in predicted:
@@ -380,11 +383,14 @@ class Engine:
             drawn = sample(logits, [self._outputs[c.sequence].sampler for c in chunks])
         except Exception as error:  # whatever it was, these requests must hear of it
             self._fail_step(step, error)
-            return
+            return False
         with self._lock:
             self._scheduler.commit(step)
             for chunk, row in zip(chunks, drawn, strict=True):
                 self._advance(chunk, row)
+        return True
+
+    def _close_step(self, step: Step, began: float) -> None:
         self._save()  # without the lock: whoever submits need not wait for bytes to be copied
         took = self._clock() - began
         prefill_tokens, decode_tokens = step.prefill_tokens, step.decode_tokens
