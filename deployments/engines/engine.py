@@ -447,7 +447,10 @@ class Engine:
             self._drop(call, None)
 
     def _save(self) -> None:
+        if not self._saves:
+            return
         saves, self._saves = self._saves, []
+        time.sleep(0)  # the interpreter to asyncio first, which has a last word to hand on
         try:
             self._runner.save(saves)
         except Exception:
