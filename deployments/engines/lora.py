@@ -3,9 +3,9 @@
 A layer's adapters add ``x Aᵀ B`` to its output (Hu et al., 2021). As in Punica (Chen et al.,
 2023) and S-LoRA (Sheng et al., 2023), the rows that decode are gathered by adapter and share
 two batched products a layer (``LowRank``), whatever adapters they have. Theirs gather weights for
-each row; on a processor reading weights is what costs, so here those of the running adapters lie side by
-side in a stack, and each group's are read once. Where groups are equal the pass is ordered by
-adapter, and no layer has to gather. Chunks of prompts, and adapters with many rows, are
+each row; on a processor reading weights is what costs, so here those of the running adapters lie
+side by side in a stack, and each group's are read once. Where groups are equal the pass is ordered
+by adapter, and no layer has to gather. Chunks of prompts, and adapters with many rows, are
 multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
 """
 
