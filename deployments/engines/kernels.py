@@ -121,35 +121,6 @@ def add(product: Floats, y: Floats) -> None:
 
 
 @_compiled
-def low_rank(x: Floats, a: Floats, b: Floats, y: Floats) -> None:
-    """``y = x aᵀ b``, each group of rows with its own matrices, which are read once.
-
-    Args:
-        x: ``[groups · rows, inputs]``.
-        a: ``[groups, rank, inputs]``.
-        b: ``[groups, rank, outputs]``.
-        y: ``[groups · rows, outputs]``, is written.
-    """
-    groups, rank, inputs = a.shape
-    rows, outputs = x.shape[0] // groups, b.shape[2]
-    inner = np.empty((rank, rows), np.float32)
-    for group in range(groups):
-        begin = group * rows
-        for r in range(rank):
-            for row in range(rows):
-                total = np.float32(0)
-                for i in range(inputs):
-                    total += x[begin + row, i] * a[group, r, i]
-                inner[r, row] = total
-        y[begin : begin + rows] = np.float32(0)
-        for r in range(rank):
-            for row in range(rows):
-                by = inner[r, row]
-                for i in range(outputs):
-                    y[begin + row, i] += by * b[group, r, i]
-
-
-@_compiled
 def quantise_int8(x: Floats, gain: Floats, whole: Bytes, steps: Floats) -> None:
     """``x · gain`` in int8."""
     values = np.empty(x.shape[1] + 2, np.float32)

@@ -2,10 +2,10 @@
 
 A layer's adapters add ``x Aᵀ B`` to its output (Hu et al., 2021). As in Punica (Chen et al.,
 2023) and S-LoRA (Sheng et al., 2023), the rows that decode are gathered by adapter and share
-two batched products a layer (``LowRank``), whatever adapters they have. Theirs gather weights for
-each row; on a processor reading weights is what costs, so here those of the running adapters lie
-side by side in a stack, and each group's are read once. Where groups are equal the pass is ordered
-by adapter, and no layer has to gather. Chunks of prompts, and adapters with many rows, are
+two batched products a layer, whatever adapters they have. Theirs gather weights for each row;
+on a processor reading weights is what costs, so here those of the running adapters lie side by
+side in a stack, and each group's are read once. Where groups are equal the pass is ordered by
+adapter, and no layer has to gather. Chunks of prompts, and adapters with many rows, are
 multiplied alone. Where no row has an adapter the hooks are taken off: nothing is left.
 """
 
@@ -165,21 +165,8 @@ class _Sums:
     def __init__(self, mix: _Mix, like: torch.Tensor) -> None:
         self.rows = like.new_zeros(mix.length + 1, like.shape[-1])
         self.products = self.rows[: mix.length]
-        self.stacked = [self.rows[part] for _, part in mix.stacked]
+        self.stacked = [self.rows[part].view(shape) for _, part, shape in mix.stacked]
         self.alone = [self.rows[part] for part, _ in mix.alone]
-
-
-LowRank: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""``x [slots · rows, inputs]``, ``a [slots, rank, inputs]``, ``b [slots, rank, outputs]`` →
-``y [slots · rows, outputs]``, which is written: ``y = x aᵀ b``, each slot's rows with its own."""
-
-
-def low_rank(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
-    """See ``LowRank``."""
-    slots, rows = len(a), len(x) // len(a)
-    # A first: the larger operand is walked as it lies in memory
-    inner = torch.bmm(a, x.view(slots, rows, -1).transpose(1, 2))
-    torch.bmm(inner.transpose(1, 2), b, out=y.view(slots, rows, -1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -196,9 +183,8 @@ class _Mix:
     back: torch.Tensor | None = None
     """Row of the products for each row from ``begin`` to the last that has an adapter; for one
     without, the row behind the last. None as for ``pick``."""
-    stacked: Sequence[tuple[int, slice]]
-    """Rank, and rows of the products: of each slot as many."""
-    multiply: LowRank
+    stacked: Sequence[tuple[int, slice, tuple[int, int, int]]]
+    """Rank, rows of the products, and their shape ``[slots, rows a slot, -1]``."""
     alone: Sequence[tuple[slice, Adapter]]
     """Rows of the products that share one adapter."""
     sums: dict[int, _Sums] = field(default_factory=dict)
@@ -262,12 +248,14 @@ class _Layer:
         if sums is None:
             sums = mix.sums[width] = _Sums(mix, out)
         picked = mix.gather(x)
-        for (rank, part), into in zip(mix.stacked, sums.stacked, strict=True):
+        for (rank, part, shape), into in zip(mix.stacked, sums.stacked, strict=True):
             stack = self.stacks.get(rank)
             if stack is None:
                 into.zero_()
             else:
-                mix.multiply(picked[part], stack.a, stack.b, into)
+                # A first: the larger operand is walked as it lies in memory
+                inner = torch.bmm(stack.a, picked[part].view(shape).transpose(1, 2))
+                torch.bmm(inner.transpose(1, 2), stack.b, out=into)
         for (part, adapter), into in zip(mix.alone, sums.alone, strict=True):
             pair = adapter.weights.get(self.name)
             if pair is None:
@@ -297,7 +285,6 @@ class LoraMixer:
         self._hooks: dict[str, RemovableHandle] = {}
         self._last: tuple[object, ...] = ((),)
         self._order: Sequence[int] | None = None
-        self.multiply: LowRank = low_rank
 
     def begin(
         self,
@@ -353,7 +340,7 @@ class LoraMixer:
             pick.extend([*rows, *([0] * (length - len(rows)))])
             return slice(begin, len(pick))
 
-        stacked: list[tuple[int, slice]] = []
+        stacked: list[tuple[int, slice, tuple[int, int, int]]] = []
         alone: list[tuple[slice, Adapter]] = []
         by_rank: dict[int, dict[int, Adapter]] = {}
         for adapter, rows in groups.items():
@@ -368,8 +355,8 @@ class LoraMixer:
             begin = len(pick)
             for owner in owners:
                 take(groups[adapters[owner]] if owner in adapters else (), most)
-            stacked.append((rank, slice(begin, len(pick))))
-        mix = _Mix(begin=0, length=len(pick), stacked=stacked, multiply=self.multiply, alone=alone)
+            stacked.append((rank, slice(begin, len(pick)), (len(owners), most, -1)))
+        mix = _Mix(begin=0, length=len(pick), stacked=stacked, alone=alone)
         if len(place) == len(pick):  # no group was filled up: the pass may have their order
             return mix, [*pick, *(row for row in range(rows_of_pass) if row not in place)]
         mix.begin = min(place)

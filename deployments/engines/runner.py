@@ -99,10 +99,6 @@ class Runner:
                 self._fused = self._fused_if_equal(INT8_TOLERANCE)
             elif pack_if_equal(self.model, groups, partial(probe, self)):
                 self._fused = self._fused_if_equal(TOLERANCE)
-            if self._fused is not None:
-                from deployments.engines.fused.floats import low_rank
-
-                self._mixer.multiply = low_rank
         except BaseException:
             self.close()
             raise

@@ -156,21 +156,6 @@ def test_a_gate_is_open_or_shut_however_far_it_goes(a: float, gated: bool) -> No
     assert y.item() == exact
 
 
-@given(
-    groups=st.integers(1, 4),
-    rows=st.integers(1, 8),
-    rank=st.integers(1, 17),
-    inputs=widths,
-    outputs=widths,
-)
-def test_low_rank(groups: int, rows: int, rank: int, inputs: int, outputs: int) -> None:
-    x, a = torch.randn(groups * rows, inputs), torch.randn(groups, rank, inputs)
-    b, y = torch.randn(groups, rank, outputs), np.full((groups * rows, outputs), np.nan, np.float32)
-    kernels.low_rank(x.numpy(), a.numpy(), b.numpy(), y)
-    one = x.view(groups, rows, inputs).double() @ a.double().mT @ b.double()
-    assert np.allclose(y, one.flatten(0, 1), atol=1e-5 * float(one.abs().max() + 1))
-
-
 @bits
 @given(size=sizes)
 def test_back_in_floats(bits: int, size: tuple[int, int, int]) -> None:

@@ -64,8 +64,3 @@ class FloatArithmetic:
                 add(given, out[:, :, outputs])
         floats: Floats = product.numpy()
         return floats
-
-
-def low_rank(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
-    """See ``lora.LowRank``. A batched product takes thrice as long where a group has two rows."""
-    kernels.low_rank(x.numpy(), a.numpy(), b.numpy(), y.numpy())
