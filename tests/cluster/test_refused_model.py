@@ -37,9 +37,10 @@ def test_a_model_that_its_replica_refuses_is_one_clear_line(
             over.set()
         looking.result()
     said = str(raised.value).splitlines()
-    [error] = [line for line in said if line.startswith("error: ")]
+    error, place = [line for line in said if line.startswith("error: ")]
     assert error.startswith("error: tiny: engine.context is 99999, but ")
     assert "was trained for 8192 tokens" in error
+    assert place == "error: the whole log is .cache/logs/serve.log"
     assert not [line for line in said if "Traceback" in line]
     assert len(met) > 5
     assert not [process for process in met if process.is_running()]
