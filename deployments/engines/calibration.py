@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -28,11 +28,8 @@ MOST_LOST = 0.015
 """Of the outputs of a kind of layers by inputs of 8 bits (``int8.observed_losses``); one that loses
 more takes 16. Those behind a gate do: what they get has few large numbers.
 """
-CODE = (
-    *(Path(__file__).with_name(f"{name}.py") for name in ("calibration", "int8", "kernels")),
-    *(Path(__file__).with_name(f"{name}.py") for name in ("linears", "precision")),
-    Path(weights.__file__),
-)
+_OURS = ("calibration", "int8", "kernels", "linears", "precision")
+CODE = (*(Path(__file__).with_name(f"{name}.py") for name in _OURS), Path(weights.__file__))
 """That finds out."""
 
 
@@ -182,7 +179,7 @@ class Kept:
             "key": self._key,
             "fine": sorted(calibration.fine),
             "margin": calibration.margin,
-            "quality": {"perplexity": quality.perplexity, "agreement": quality.agreement},
+            "quality": asdict(quality),
         }
         tensors = {name: each.clone() for name, each in calibration.largest.items()}
         try:

@@ -15,7 +15,7 @@ Xiao et al., ICML 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -192,12 +192,8 @@ def observed_losses(
         size = own.pow(2).mean(1).sqrt().clamp(min=TINY)
         losses[module] = float((lost.pow(2).mean(1).sqrt() / size).mean())
 
-    hooks = [linear.register_forward_pre_hook(note) for linear in largest]
-    try:
+    with _told(largest, note):
         yield losses
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -208,11 +204,8 @@ def observed_inputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
     def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         inputs.append(given[0].detach().flatten(0, -2))
 
-    hook = module.register_forward_pre_hook(note)
-    try:
+    with _told([module], note):
         yield inputs
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -230,9 +223,18 @@ def observed_ranges(model: nn.Module) -> Iterator[Mapping[nn.Linear, torch.Tenso
         largest[module] = seen if before is None else torch.maximum(before, seen)
 
     linears = [module for module in model.modules() if type(module) is nn.Linear]
-    hooks = [linear.register_forward_pre_hook(note) for linear in linears]
-    try:
+    with _told(linears, note):
         yield largest
+
+
+@contextmanager
+def _told(
+    modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple[torch.Tensor, ...]], None]
+) -> Iterator[None]:
+    """In the block, ``note`` is told of each call of these, before it is made."""
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
