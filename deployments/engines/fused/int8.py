@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from deployments.engines import kernels
 from deployments.engines.fused.layer import Layer, Norm, Pass
-from deployments.engines.int8 import Int8Linear, Rows
+from deployments.engines.int8 import Int8Linear, Product, Rows
 from deployments.engines.kernels import Floats
 
 
@@ -39,8 +39,7 @@ class Int8Arithmetic:
     def after_attention(self, layer: Layer[Int8Linear], x: Floats, shared: Pass) -> None:
         heads, change = self._out
         kernels.quantise_int8(shared.heads.numpy(), layer.out.gain, heads.array, heads.steps)
-        layer.out.multiply(heads, change)
-        kernels.add_int8(change.array, heads.steps, layer.out.terms, x)
+        _add(layer.out, heads, change, x)
 
     def feed_forward(self, layer: Layer[Int8Linear], x: Floats) -> None:
         given, wide = self._up
@@ -56,8 +55,12 @@ class Int8Arithmetic:
             active.array,
             active.steps,
         )
-        layer.down.multiply(active, change)
-        kernels.add_int8(change.array, active.steps, layer.down.terms, x)
+        _add(layer.down, active, change, x)
+
+
+def _add(linear: Int8Linear, rows: Rows, change: Product, x: Floats) -> None:
+    linear.multiply(rows, change)
+    kernels.add_int8(change.array, rows.steps, linear.terms, x)
 
 
 def _normalise(by: Norm, x: Floats, behind: Int8Linear, rows: Rows) -> None:
