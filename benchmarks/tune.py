@@ -40,7 +40,8 @@ from tune import sweep as sweeps
 from tune.config import resolve
 from tune.journal import Status, best
 
-TEST_IMAGES = 1000
+JUDGED_ON = 800
+"""Images of the validation part."""
 WAYS: dict[str, dict[str, Any]] = {
     "random": {"scheduler": "none"},
     "random + ASHA": {"scheduler": {"kind": "asha", "by": "step", "first": 1, "reduction": 3}},
@@ -72,7 +73,11 @@ def swept(recipe: Recipe[Any], way: str, seed: int, options: argparse.Namespace)
         **WAYS[way],
         "seed": seed,
         "trials": options.trials,
-        "config": {"epochs": options.epochs, "train_images": options.images},
+        "config": {
+            "epochs": options.epochs,
+            "train_images": options.images,
+            "part": "validation",
+        },
     }
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -170,8 +175,8 @@ def main() -> int:
 def stopping(report: Report, options: argparse.Namespace) -> None:
     recipe = find("vision")
     report.add(
-        f"`vision` on {options.images} digits, {options.trials} trials of at most"
-        f" {options.epochs} epochs, two at a time."
+        f"`vision` on {options.images} digits, judged on {JUDGED_ON} of its validation part,"
+        f" {options.trials} trials of at most {options.epochs} epochs, two at a time."
     )
     outcomes = []
     for seed, way in itertools.product(range(options.seeds), options.ways):
@@ -189,7 +194,7 @@ def summary(outcomes: list[Outcome], ways: list[str]) -> str:
     if not full:
         return "No random search to compare with."
     level = mean(o.best for o in full.values())
-    error = math.sqrt(level * (1 - level) / TEST_IMAGES)
+    error = math.sqrt(level * (1 - level) / JUDGED_ON)
     rows = []
     for way in ways:
         ours = [o for o in outcomes if o.way == way]

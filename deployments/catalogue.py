@@ -26,6 +26,8 @@ from models.versions import Version as Registered
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_FILE = "adapter_config.json"
+"""PEFT's."""
 FIRST_BEAT_S = 2.0
 """After a start or an exchange: soon, but beside the first requests."""
 
@@ -37,6 +39,8 @@ class Catalogue:
         self._stack = AsyncExitStack()
         self._opened: Registry | None = None
         self._opening = asyncio.Lock()
+        self._adapters: set[str] = set()
+        """Content hashes."""
 
     async def registry(self) -> Registry:
         """Raises Unavailable, ConfigError."""
@@ -60,6 +64,24 @@ class Catalogue:
             return as_version(in_use(await (await self.registry()).resolve(parsed)))
         except NotFound:
             raise absent(reference) from None
+
+    async def published_adapter(self, reference: str) -> Version:
+        """As ``look_up``, and it is an adapter that somebody has published: an alias points at it,
+        or at another version of its name.
+
+        Raises:
+            NotFound, Unavailable, ConfigError: as ``look_up``.
+        """
+        found = await self.look_up(reference)
+        registry = await self.registry()
+        if found.content_sha256 not in self._adapters:  # an artifact never changes
+            assert found.content_sha256 is not None
+            if ADAPTER_FILE not in (await registry.manifest(found.content_sha256)).files:
+                raise absent(reference)
+            self._adapters.add(found.content_sha256)
+        if not await registry.aliases(Reference.parse(reference).name):
+            raise absent(reference)
+        return found
 
     async def close(self) -> None:
         await self._stack.aclose()

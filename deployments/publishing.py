@@ -1,8 +1,9 @@
 """Which adapters the models answer with, and how an operator changes that over HTTP.
 
 An adapter is a version in the registry whose artifact holds PEFT's ``adapter_config.json``.
-It is published as long as an alias points at it; the bare name means the champion. The
-registry is all there is to tell: every replica follows it by itself.
+It is published as long as an alias points at it, and so are the versions beside it, by their
+numbers; the bare name means the champion. The registry is all there is to tell: every replica
+follows it by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from deployments.catalogue import Catalogue
+from deployments.catalogue import ADAPTER_FILE, Catalogue
 from deployments.gateway.services import PublishedAdapter
 from models import artifact
 from models.artifact import Manifest
@@ -25,7 +26,6 @@ from models.versions import CHAMPION, Alias, Reference, Version
 from state.errors import StateUnavailable
 from state.patience import SERVER_S, promptly
 
-ADAPTER_FILE = "adapter_config.json"
 FIRST_LIST_S = 5.0
 """For a list where there is no older one: opening the registry is slower than asking it."""
 
@@ -92,7 +92,7 @@ class RegistryAdapters:
                 CHAMPION,
                 expected=before.revision,
                 by=by,
-                reason=f"published for {model}",
+                reason=f"published for {model}, unmeasured",
                 approve=True,
             )
         except ConfigError as error:

@@ -155,9 +155,14 @@ class RemoteEmbedder:
         parts = [
             inputs[at : at + EMBED_CALL_INPUTS] for at in range(0, len(inputs), EMBED_CALL_INPUTS)
         ]
-        results: list[EmbedResult] = await asyncio.gather(
-            *(self._ask(self._embed, list(part), standing) for part in parts)
-        )
+        calls = [
+            asyncio.ensure_future(self._ask(self._embed, list(part), standing)) for part in parts
+        ]
+        try:
+            results: list[EmbedResult] = await asyncio.gather(*calls)
+        finally:
+            for call in calls:  # the others, when one has failed
+                call.cancel()
         answered_by = {result.answered_by for result in results}  # each by some replica
         versions = {result.version for result in results}
         return EmbedResult(
@@ -188,9 +193,13 @@ async def ask(name: str, retries: int, method: DeploymentHandle, *args: Any) -> 
         PlatformError: the one that it sent, or what went wrong on the way.
     """
     for attempt in count():
+        call = method.remote(*args)
         try:
-            answer = await method.remote(*args)
+            answer = await call
             break
+        except asyncio.CancelledError:
+            call.cancel()  # Ray goes on with what nobody awaits
+            raise
         except Exception as error:
             await try_again(name, error, attempt, retries)
     if isinstance(answer, PlatformError):

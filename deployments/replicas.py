@@ -210,7 +210,7 @@ class GeneratorReplica:
         """Load an adapter, to see whether this model can answer with it; or what is wrong."""
 
         async def load() -> None:
-            await self._preload(await self._look_up(reference))
+            await self._preload(self._found_as(await self._catalogue.look_up(reference)))
 
         return await _or_told(self._name, load())
 
@@ -222,7 +222,9 @@ class GeneratorReplica:
             raise RuntimeError("the engine's thread has ended")
 
     async def _look_up(self, reference: str) -> Version:
-        version = await self._catalogue.look_up(reference)
+        return self._found_as(await self._catalogue.published_adapter(reference))
+
+    def _found_as(self, version: Version) -> Version:
         assert version.name is not None
         self._found[version.name] = version
         return version
@@ -435,6 +437,10 @@ when it is answered: Python's usual 700 look at the requests under way again and
 nothing, for a twentieth of the time."""
 
 
+SETTLE_S = 5.0
+"""How long a gateway that ends may take to settle what its requests have used."""
+
+
 class GatewayReplica:
     """One gateway, with a handle to every model of the configuration."""
 
@@ -455,9 +461,6 @@ class GatewayReplica:
         ledger = Ledger(database, now=time.time, clock=time.monotonic)
         idempotency = IdempotencyRecords(database, ttl_s=config.idempotency.ttl_s)
 
-        async def close() -> None:
-            await asyncio.gather(ledger.close(), idempotency.close())
-
         exemplars = Exemplars()
         emit, state = fan_out(_observers(), exemplars), {"database": database.ping}
         if entrance is None:  # nobody has limits, and nobody is to pay
@@ -466,6 +469,20 @@ class GatewayReplica:
             alerts = Alerts(database=database, now=time.time, emit=emit)
             emit = fan_out(emit, ledger, alerts)
             state["counters"] = counters.ping
+        meter = Meter(
+            counters=counters,
+            plans=config.plans,
+            strategy=Strategy(config.quota_strategy),
+            prices=config.prices,
+            emit=emit,
+            check=ledger.check,
+        )
+
+        async def close() -> None:
+            with suppress(TimeoutError):  # what is left expires with its lease
+                await asyncio.wait_for(meter.close(), SETTLE_S)
+            await asyncio.gather(ledger.close(), idempotency.close())
+
         cache = opened(config.cache, emit)
         elsewhere = stores(counters, None if cache is None else cache.store)
         self._tasks = _in_background(
@@ -499,14 +516,7 @@ class GatewayReplica:
                 directory=directory,
                 idempotency=idempotency,
                 authenticator=entrance,
-                meter=Meter(
-                    counters=counters,
-                    plans=config.plans,
-                    strategy=Strategy(config.quota_strategy),
-                    prices=config.prices,
-                    emit=emit,
-                    check=ledger.check,
-                ),
+                meter=meter,
                 webhook_sources=sources,
                 inbox=inbox,
                 cache=cache,

@@ -64,6 +64,29 @@ async def test_what_a_client_may_not_learn(
     assert refusal.value.param == "model"
 
 
+async def test_an_adapter_is_answered_with_as_long_as_it_is_published(
+    opened: Catalogue, registry: Registry, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        folder = notes(tmp_path / str(number), f"{number}")
+        (folder / catalogue.ADAPTER_FILE).write_text("{}")
+        await registered(folder, "poet", *(["champion"] if number == 1 else []))
+    for reference in ("poet", "poet@1", "poet@2", "poet@champion"):
+        assert (await opened.published_adapter(reference)).name in ("poet@1", "poet@2")
+    await registry.remove("poet", "champion", expected=None, by="test")
+    for reference in ("poet", "poet@1", "poet@2"):
+        with pytest.raises(NotFound):
+            await opened.published_adapter(reference)
+    assert (await opened.look_up("poet@2")).name == "poet@2", "who tries one before it is published"
+
+
+async def test_what_is_no_adapter_is_not_fetched_to_see(opened: Catalogue, tmp_path: Path) -> None:
+    await registered(notes(tmp_path / "1", "one"), "llm", "champion")
+    for reference in ("llm", "llm@1"):
+        with pytest.raises(NotFound):
+            await opened.published_adapter(reference)
+
+
 async def test_what_is_archived_is_not_found(
     opened: Catalogue, registry: Registry, tmp_path: Path
 ) -> None:

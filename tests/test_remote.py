@@ -96,6 +96,49 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "RETRY_DELAY_S", 0.0)
 
 
+class Pending:
+    """A call that is answered when somebody sets its future."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.cancelled = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.answer.__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+async def test_what_nobody_waits_for_any_more_is_cancelled_in_the_replica() -> None:
+    calls: list[Pending] = []
+
+    def remote_call(*_: object) -> Pending:
+        calls.append(Pending())
+        return calls[-1]
+
+    replicas = Replicas()
+    replicas.embed = SimpleNamespace(remote=remote_call)
+    embedder = RemoteEmbedder("m", replicas.handle, retries=1)
+    inputs = ["x"] * (2 * remote.EMBED_CALL_INPUTS)
+    leaving = asyncio.create_task(embedder.embed(inputs, Standing()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert [call.cancelled for call in calls] == [True, True]
+
+    failing = asyncio.create_task(embedder.embed(inputs, Standing()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    calls[2].answer.set_result(InvalidInput("bad"))
+    with pytest.raises(InvalidInput, match="bad"):
+        await failing
+    await asyncio.sleep(0)
+    assert [call.cancelled for call in calls[2:]] == [False, True]
+
+
 def generate(
     replicas: Replicas, *, retries: int = 1, request: GenerateRequest = REQUEST
 ) -> list[Delta]:

@@ -338,7 +338,7 @@ def _list() -> int:
 
 def _show(recipe: Recipe[Any]) -> int:
     print(f"{recipe.name}: {recipe.summary}")
-    print(f"makes: {recipe.kind} ({recipe.licence})")
+    print(f"makes: {recipe.kind} ({recipe.licence or 'under the licence of what it starts from'})")
     if recipe.inputs:
         print(f"needs: {', '.join(f'--input {kind}=…' for kind in recipe.inputs)}")
     if recipe.data:

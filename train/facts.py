@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,32 @@ ROOT = Path(__file__).parents[1]
 """Of the project, or of the copy that a job runs in."""
 
 SOURCES = ("models", "state", "train", "tune")
+RECIPES = "FRONTIER_RECIPES"
+"""Folders of further recipes, as ``PATH`` has them: train/discover.py."""
 
 
 def code_revision(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
-    """A commit, with ``+changes`` if the tree is not clean.
+    """A commit, with ``+changes`` if the tree is not clean or has new sources; and the hash of
+    recipes that lie elsewhere, if there are any.
 
     ``ray job submit`` copies the tree without its ``.git``: then ``FRONTIER_REVISION`` or a
     file ``REVISION`` in it says which commit it was, or else the hash of its sources does.
     """
-    if told := environ.get("FRONTIER_REVISION"):
-        return told
+    elsewhere = [Path(each) for each in environ.get(RECIPES, "").split(os.pathsep) if each]
+    own = f"+recipes:{_hash_of_sources(elsewhere)}" if elsewhere else ""
+    return (environ.get("FRONTIER_REVISION") or _own_revision(root)) + own
+
+
+def _own_revision(root: Path) -> str:
     if (root / ".git").exists() and (commit := _git(root, "rev-parse", "HEAD")):
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-        return commit + ("+changes" if changed else "")
+        untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *SOURCES)
+        new = any(name.endswith(".py") for name in untracked.splitlines())
+        return commit + ("+changes" if changed or new else "")
     try:
         return (root / "REVISION").read_text().strip()
     except OSError:
-        return f"sources:{_hash_of_sources(root)}"
+        return f"sources:{_hash_of_sources([root / package for package in SOURCES])}"
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -68,10 +77,10 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _hash_of_sources(root: Path) -> str:
+def _hash_of_sources(folders: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for package in SOURCES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0")
             digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()

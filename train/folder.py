@@ -21,7 +21,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Request:
     """How and where; another one may be given when the run goes on."""
     inputs: Mapping[str, str]
     """Folders by kind."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Of the contents of the inputs, by kind. Where they lie may change."""
 
     def differs(self, other: Request) -> str:
         """What makes ``other`` another run; nothing if it is the same one."""
@@ -55,6 +57,10 @@ class Request:
             ours, theirs = self.config.get(key), other.config.get(key)
             if ours != theirs:
                 return f"its {key} is {ours!r}, not {theirs!r}"
+        for kind in sorted(self.hashes.keys() | other.hashes.keys()):
+            ours, theirs = (each.hashes.get(kind, "none")[:12] for each in (self, other))
+            if ours != theirs:
+                return f"its input {kind} has the content {ours}, not {theirs}"
         return "" if self.smoke == other.smoke else "one is a smoke run"
 
 

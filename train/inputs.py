@@ -4,13 +4,16 @@ its configuration names: ``model.source: registry:chat@champion``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from models import artifact
+from models.artifact import Manifest
 from models.errors import ConfigError
+from models.sources import weights
 from train.discover import unknown
 from train.recipe import Config, Recipe
 
@@ -18,6 +21,9 @@ FromRegistry = Callable[[str], Path]
 """``NAME@VERSION`` or ``NAME@ALIAS`` → a folder with that artifact."""
 
 REGISTRY = "registry:"
+SHA256, LICENCE = "sha256", "licence"
+"""Keys beside one that names a source of weights."""
+NOT_STATED = "not stated"
 
 
 def resolve(
@@ -50,14 +56,45 @@ def resolve(
 
 
 def pins(recipe: Recipe[Any], config: Config, version_of: Callable[[str], str]) -> list[str]:
-    """Settings (``key=value``) that name a version where ``config`` names an alias: it may move
-    before the run goes on, or before the next trial of a sweep begins.
+    """Settings (``key=value``) that say exactly which weights ``config`` starts from: others may be
+    there before the run goes on, or before the next trial of a sweep begins.
+
+    A version where it names an alias. Of what is no artifact, hash and licence, as far as they are
+    not given.
+
+    Raises:
+        ConfigError: there are no such weights.
+        Unavailable: they cannot be fetched.
     """
-    return [
-        f"{key}={REGISTRY}{version_of(source.removeprefix(REGISTRY))}"
-        for key, source in _sources(recipe, config)
-        if source.startswith(REGISTRY)
-    ]
+    settings = []
+    for key, source in _sources(recipe, config):
+        if source.startswith(REGISTRY):
+            settings.append(f"{key}={REGISTRY}{version_of(source.removeprefix(REGISTRY))}")
+        elif _is_of_others(source):
+            found = weights(source)
+            told = {SHA256: found.sha256, LICENCE: found.licence}
+            settings += [
+                f"{beside(key, name)}={json.dumps(value)}"
+                for name, value in told.items()
+                if value is not None and _value(config, beside(key, name)) is None
+            ]
+    return settings
+
+
+def licence(recipe: Recipe[Any], config: Config, parents: Iterable[Manifest]) -> str:
+    """Of what the run makes (SPDX): that of the recipe's own part, and those of all that it starts
+    from.
+    """
+    found = [recipe.licence, *(parent.licence or NOT_STATED for parent in parents)]
+    for key, source in _sources(recipe, config):
+        if _is_of_others(source):
+            found.append(_value(config, beside(key, LICENCE)) or NOT_STATED)
+    return " AND ".join(sorted(filter(None, set(found))))
+
+
+def beside(key: str, name: str) -> str:
+    """``model.source`` → ``model.sha256``."""
+    return ".".join([*key.split(".")[:-1], name])
 
 
 def bases(
@@ -82,7 +119,18 @@ def bases(
 
 def _sources(recipe: Recipe[Any], config: Config) -> Iterator[tuple[str, str]]:
     for key in recipe.bases:
-        yield key, reduce(getattr, key.split("."), config)  # type: ignore[misc]
+        yield key, _value(config, key)
+
+
+def _value(config: Config, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
+
+
+def _is_of_others(source: str) -> bool:
+    """A source of weights, but no artifact of ours."""
+    if source.startswith(REGISTRY) or (_local(source) / artifact.MANIFEST).is_file():
+        return False
+    return ":" in source or source.startswith(("/", "./", "../", "~"))
 
 
 def _local(source: str) -> Path:

@@ -187,13 +187,15 @@ class Recipe(Generic[C]):
     bases: tuple[str, ...] = ()
     """Configuration keys (dotted) that name a source of weights, as ``models.sources.fetch``
     takes it. Where one names an artifact of ours, ``context.inputs`` has its folder by this key,
-    and it is a parent of what the run makes, as an input is."""
+    and it is a parent of what the run makes, as an input is. Beside each are ``sha256`` and
+    ``licence``, ``None`` by default: where it names weights of others, they are filled in."""
     parallel: bool = False
     """It divides its work over ``context.workers``: the same metrics with any number of them."""
     space: Mapping[str, Domain] = field(default_factory=dict)
     """Its default sweep: configuration key (dotted when nested) → domain."""
     licence: str = "Apache-2.0"
-    """Of the artifact, as its data and starting weights allow (SPDX)."""
+    """Of what it makes, as its data allow (SPDX); those of all that it starts from are added.
+    Empty: it makes nothing of its own."""
     data: str = ""
     """Where the data comes from and under which licence, for the data card."""
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from models import artifact
 from models.artifact import GateResult, Manifest
 from models.errors import InternalError
-from train import data, disk, facts, history
+from train import data, disk, facts, history, inputs
 from train.checkpoints import Best, Checkpoints
 from train.context import (
     ALONE,
@@ -108,6 +108,7 @@ def run(
         config=config.model_dump(mode="json"),
         launch=dict(launch or {}),
         inputs={kind: str(path) for kind, path in given.items()},
+        hashes={kind: parent.content_sha256 for kind, parent in parents.items()},
     )
     out = folder.path.absolute()
     folder = RunFolder(out)
@@ -151,7 +152,7 @@ def run(
                 gates = judge(recipe.smoke_gates if smoke else recipe.gates, metrics)
                 manifest = _seal(
                     task, folder.id, metrics, gates, revision, environment,
-                    tuple(parent.content_sha256 for parent in parents.values()),
+                    tuple(parents.values()),
                 )  # fmt: skip
             passed = all(gate.passed for gate in gates)
             status = "passed" if passed else "gates failed"
@@ -231,7 +232,8 @@ def perform(
             fan_out=fan_out,
             enlist=enlist,
         )
-        with data.recorded_in(task.out if workers.rank == 0 else None):
+        out = task.out if workers.rank == 0 else None
+        with data.recorded_in(out, goes_on=checkpoint is not None):
             metrics = task.recipe.run(task.config, context)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -278,7 +280,7 @@ def _seal(
     gates: tuple[GateResult, ...],
     revision: str,
     environment: Mapping[str, Any],
-    parents: tuple[str, ...],
+    parents: tuple[Manifest, ...],
 ) -> Manifest | None:
     recipe, folder = task.recipe, task.out / "artifact"
     if not any(path.is_file() for path in folder.rglob("*")):
@@ -305,8 +307,8 @@ def _seal(
                 description=data.description(task.out) or recipe.data,
                 licence=" AND ".join(licences),
             ),
-            licence=recipe.licence,
-            parents=parents,
+            licence=inputs.licence(recipe, task.config, parents),
+            parents=tuple(parent.content_sha256 for parent in parents),
         ),
     )
 

@@ -91,7 +91,7 @@ class Wandb:
     """Weights & Biases, offline unless configured: `wandb sync` uploads later."""
 
     def __init__(self, project: str, mode: str) -> None:
-        self._wandb = _needed("wandb", "wandb")
+        self._wandb = _needed("wandb")
         self._project, self._mode = project, mode
         self._run: Any = None
 
@@ -122,7 +122,7 @@ class Mlflow:
     TAG = "frontier.run"
 
     def __init__(self, uri: str | None, experiment: str) -> None:
-        self._mlflow = _needed("mlflow", "mlflow")
+        self._mlflow = _needed("mlflow")
         self._uri, self._experiment = uri, experiment
         self._client: Any = None
         self._run = ""
@@ -167,14 +167,14 @@ class Mlflow:
                 self._client.log_metric(self._run, name, value, step=step, timestamp=time_ms)
 
 
-def _needed(module: str, extra: str) -> Any:
+def _needed(module: str) -> Any:
     import importlib
 
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"tracking.{extra} needs pip install 'frontier-run[{extra}]' ({error})"
+            f"tracking.{module} needs pip install 'frontier-run[tracking]' ({error})"
         ) from None
 
 

@@ -25,7 +25,8 @@ class CachingEmbedder:
 
     Args:
         version: exactly what embeds.
-        told: hears once how the vectors were come by: the most work that any of them took.
+        told: hears how the vectors were come by: the most work that any of them took; and again,
+            if they have to be computed after all.
     """
 
     inner: Embedder
@@ -46,17 +47,20 @@ class CachingEmbedder:
         ]
         texts = dict(zip(keys, inputs, strict=True))
         flights, priority = self.cache.embeddings, standing.priority
+        max_age_s = self.wish.max_age_s
         joined = {
             key: flight
             for key in texts
-            if self.wish.read and (flight := flights.find(key, priority=priority, stream=False))
+            if (flight := flights.find(key, priority=priority, stream=False, max_age_s=max_age_s))
         }
         kept = {key for key, flight in joined.items() if flight.landed}
         own = {key: text for key, text in texts.items() if key not in joined}
         aboard = list(dict.fromkeys(joined.values()))
         if own:
             work = partial(self._answer, own, standing)
-            aboard.append(flights.start(list(own), work, priority=priority, stream=False))
+            aboard.append(
+                flights.start(list(own), work, priority=priority, stream=False, max_age_s=max_age_s)
+            )
         async with AsyncExitStack() as stack:
             for flight in aboard:
                 await stack.enter_async_context(flight.seat())
@@ -76,9 +80,11 @@ class CachingEmbedder:
                 # It names an input by its place in that call, or is about another caller's.
                 if [text for key, text in own.items() if key not in found] == list(inputs):
                     raise
+                self.told(Outcome.MISS)
                 return await alone()
-        if not answers.keys() >= texts.keys():
-            return await alone()  # a call that we joined ended without a word
+        if not answers.keys() >= texts.keys():  # a call that we joined ended without a word
+            self.told(Outcome.MISS)
+            return await alone()
         tokens = [answers[key].tokens for key in keys]
         computed = sum(answers[key].tokens for key in own if key not in found)
         return EmbedResult(
@@ -94,11 +100,10 @@ class CachingEmbedder:
         """Find vectors or have them computed, for all who are aboard. One item tells all."""
         answers: dict[str, Embedded] = {}
         tenant = standing.tenant
-        if self.wish.read:
-            values = await self.cache.store.get(tenant, list(texts))
-            for key, value in zip(texts, values, strict=True):
-                if value is not None and (embedded := unpack_embedding(value)) is not None:
-                    answers[key] = embedded
+        values = await self.cache.get(tenant, list(texts), self.wish)
+        for key, value in zip(texts, values, strict=True):
+            if value is not None and (embedded := unpack_embedding(value)) is not None:
+                answers[key] = embedded
         flight.decide(frozenset(answers))
         missing = [key for key in texts if key not in answers]
         if not missing:
@@ -116,7 +121,7 @@ class CachingEmbedder:
         if result.answered_by == self.version:
             flight.land()
             entries = {key: pack_embedding(embedded) for key, embedded in computed.items()}
-            await self.cache.store.put(tenant, entries, ttl_s=self.cache.ttl_s)
+            await self.cache.put(tenant, entries)
 
     def _tell(self, outcomes: Counter[Outcome]) -> None:
         for outcome, inputs in outcomes.items():

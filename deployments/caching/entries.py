@@ -22,6 +22,7 @@ from models.contracts import Delta, FinishReason, TokenLogprob, TopLogprob, Usag
 _JSON = json.JSONEncoder(separators=(",", ":"))
 _EMBEDDING = struct.Struct("<cI")
 """The kind of number, and the tokens read."""
+_STAMP = struct.Struct("<d")
 _NUMBERS: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
 
 
@@ -126,6 +127,20 @@ def unpack_embedding(value: bytes) -> Embedded | None:
     except (struct.error, KeyError, ValueError):
         return None
     return Embedded(vector=vector, tokens=tokens)
+
+
+def stamped(value: bytes, at: float) -> bytes:
+    """An entry that tells when, in Unix seconds, it was made."""
+    return _STAMP.pack(at) + value
+
+
+def unstamped(entry: bytes, now: float, max_age_s: float) -> bytes | None:
+    """``None``: it was made longer ago than ``max_age_s``, or it is no entry."""
+    try:
+        [at] = _STAMP.unpack_from(entry)
+    except struct.error:
+        return None
+    return entry[_STAMP.size :] if now - at <= max_age_s else None
 
 
 def _packed(logprobs: Sequence[TokenLogprob] | None) -> list[Any] | None:

@@ -75,6 +75,7 @@ class Flight(Generic[T]):
         *,
         priority: Priority,
         stream: bool,
+        max_age_s: float,
         work: Callable[[Flight[T]], Awaitable[None]],
         gone: Callable[[Flight[T]], None],
     ) -> None:
@@ -85,6 +86,7 @@ class Flight(Generic[T]):
         """All is there, or nothing more will come."""
         self._priority = priority
         self._stream = stream
+        self._max_age_s = max_age_s
         self._items: list[T] = []
         self._error: Exception | None = None
         self.seats: list[Seat[T]] = []
@@ -110,15 +112,22 @@ class Flight(Generic[T]):
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    def takes(self, *, priority: Priority, stream: bool) -> bool:
+    def takes(self, *, priority: Priority, stream: bool, max_age_s: float) -> bool:
         """Whether it is there as soon as a flight of one's own.
 
         Not for who would wait in a better queue, nor for who wants to see the answer grow
-        when this one will be told as a whole.
+        when this one will be told as a whole, nor for who wants a fresher answer than
+        this one may find.
         """
+        if max_age_s <= 0:
+            return False
         if self.landed:
             return True
-        return RANKS[self._priority] <= RANKS[priority] and (self._stream or not stream)
+        return (
+            RANKS[self._priority] <= RANKS[priority]
+            and (self._stream or not stream)
+            and self._max_age_s <= max_age_s
+        )
 
     async def decided(self) -> frozenset[str]:
         """The keys that were found; of a flight that failed before, none."""
@@ -185,10 +194,12 @@ class Flights(Generic[T]):
     def __init__(self) -> None:
         self._by_key: dict[str, list[Flight[T]]] = {}
 
-    def find(self, key: str, *, priority: Priority, stream: bool) -> Flight[T] | None:
+    def find(
+        self, key: str, *, priority: Priority, stream: bool, max_age_s: float
+    ) -> Flight[T] | None:
         """The one that began last of those that suit."""
         for flight in reversed(self._by_key.get(key, ())):
-            if flight.takes(priority=priority, stream=stream):
+            if flight.takes(priority=priority, stream=stream, max_age_s=max_age_s):
                 return flight
         return None
 
@@ -199,8 +210,16 @@ class Flights(Generic[T]):
         *,
         priority: Priority,
         stream: bool,
+        max_age_s: float,
     ) -> Flight[T]:
-        flight = Flight(keys, priority=priority, stream=stream, work=work, gone=self._gone)
+        flight = Flight(
+            keys,
+            priority=priority,
+            stream=stream,
+            max_age_s=max_age_s,
+            work=work,
+            gone=self._gone,
+        )
         for key in keys:
             self._by_key.setdefault(key, []).append(flight)
         return flight

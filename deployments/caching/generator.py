@@ -67,10 +67,13 @@ class CachingGenerator:
             return
         key = generation_key(request, version)
         flights, priority, stream = self.cache.answers, request.priority, request.stream
-        joined = flights.find(key, priority=priority, stream=stream) if self.wish.read else None
+        max_age_s = self.wish.max_age_s
+        joined = flights.find(key, priority=priority, stream=stream, max_age_s=max_age_s)
         kept = joined is not None and joined.landed
         work = partial(self._answer, request, key, version)
-        flying = joined or flights.start([key], work, priority=priority, stream=stream)
+        flying = joined or flights.start(
+            [key], work, priority=priority, stream=stream, max_age_s=max_age_s
+        )
         outcome: Outcome | None = None
 
         def inherit() -> None:
@@ -113,14 +116,13 @@ class CachingGenerator:
     ) -> None:
         """Find the answer or compute it, for all who are aboard."""
         owner = request.tenant
-        if self.wish.read:
-            [value] = await self.cache.store.get(owner, [key])
-            answer = None if value is None else unpack_answer(value, request.n)
-            if answer is not None:
-                flight.decide(frozenset([key]))
-                for delta in answer:
-                    flight.add(delta)
-                return
+        [value] = await self.cache.get(owner, [key], self.wish)
+        found = None if value is None else unpack_answer(value, request.n)
+        if found is not None:
+            flight.decide(frozenset([key]))
+            for delta in found:
+                flight.add(delta)
+            return
         flight.decide(frozenset())
         deltas = []
         flight.at_work = request
@@ -134,7 +136,7 @@ class CachingGenerator:
         answer = whole(deltas, request.n)
         if answer is not None and deltas[-1].answered_by == version:
             flight.land()
-            await self.cache.store.put(owner, {key: pack_answer(answer)}, ttl_s=self.cache.ttl_s)
+            await self.cache.put(owner, {key: pack_answer(answer)})
 
     def _tell(self, request: GenerateRequest, outcome: Outcome) -> None:
         self.cache.emit(CacheAsked(model=request.model, outcome=outcome))

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from models.contracts import Conversation, GenerateRequest, Prompt, Sampling
 
-FORMAT = 3
+FORMAT = 4
 """Of keys and of entries: another number begins with an empty cache."""
 DIGITS = 9
 # All fields: one that is new in the contract must not be forgotten here.

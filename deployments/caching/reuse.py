@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,10 +11,15 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    read: bool = True
-    """May be answered with what was computed for another request."""
+    max_age_s: float = math.inf
+    """May be answered with what was computed for another request no longer ago than this; 0: not
+    even with what is being computed."""
     write: bool = True
     """Its own answer may be kept, and shared with requests that come meanwhile."""
+
+    @property
+    def read(self) -> bool:
+        return self.max_age_s > 0
 
 
 class Outcome(StrEnum):

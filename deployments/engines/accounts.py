@@ -1,8 +1,9 @@
-"""What the engine did for requests that were closed before their end.
+"""What the engine did for requests whose clients did not hear it.
 
 A client that leaves takes its stream along, and with it the last delta, which would have said
-what was used. Whoever has to bill it asks here, by the receipt that the request came with. An
-account is closed in the step that lets the request go, so nothing is missing from it.
+what was used: it was never made, or it was on the way, or one choice was refused before it was
+read. Whoever has to bill it asks here, by the receipt that the request came with. An account is
+closed in the step that lets the request go, so nothing is missing from it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import Future
 from models.contracts import NO_USAGE, Usage
 
 MOST_KEPT = 4096
-"""Of requests that were closed early. Who asks does so at once."""
+"""Of requests that are over. Who asks does so at once."""
 CLOSING_S = 1.0
 """How long a step may take until it lets a request go."""
 
@@ -34,14 +35,13 @@ class Accounts:
         account = self._open[receipt] = Future()
         return account
 
-    def leave(self, receipt: str | None, *, complete: bool) -> None:
-        """The request is over for its client; ``complete``: and knows what it has used."""
+    def leave(self, receipt: str | None) -> None:
+        """The request is over for whoever has asked here."""
         if receipt is None or (account := self._open.pop(receipt, None)) is None:
             return
-        if not complete:
-            self._left[receipt] = account
-            if len(self._left) > MOST_KEPT:
-                self._left.popitem(last=False)
+        self._left[receipt] = account
+        if len(self._left) > MOST_KEPT:
+            self._left.popitem(last=False)
 
     async def spent(self, receipt: str) -> Usage | None:
         """``None``: there is no such request, or it is not let go."""

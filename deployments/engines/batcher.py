@@ -298,6 +298,7 @@ class Batcher:
                 Timeout(
                     f"{self._model!r} could not start within {waited:.1f} s"
                     f" in the {ticket.priority} queue.",
+                    details={"phase": "queue"},
                     retry_after=self._queue.retry_after(ticket.priority),
                 )
             )

@@ -131,7 +131,7 @@ def to_int8(
             return PackedLinear(*linears)
         if head in linears:
             return Int8Head(linears[0], margin=by.margin)
-        bits = 16 if name in by.fine else 8
+        bits = 16 if any(names[each] in by.fine for each in linears) else 8
         return Int8Linear(*linears, largest=by.largest[name], bits=bits)
 
     return pack_linears(model, groups, make)

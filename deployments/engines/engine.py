@@ -177,7 +177,7 @@ class Engine:
         arrived = self._clock()
         account = self.accounts.open(request.receipt)
         lease: Lease | None = None
-        complete = submitted = False
+        submitted = False
         try:
             prompt = await self._codec.encode(request.prompt)
             call = admit(request, prompt, self._limits, arrived=arrived)
@@ -191,9 +191,8 @@ class Engine:
             try:
                 while True:
                     for delta in await mailbox.take():
-                        complete = delta.usage is not None
                         yield delta
-                        if complete:
+                        if delta.usage is not None:
                             return
             finally:
                 if not mailbox.finished:
@@ -203,7 +202,7 @@ class Engine:
                 lease.release()
             if not submitted:
                 close(account)
-            self.accounts.leave(request.receipt, complete=complete)
+            self.accounts.leave(request.receipt)
 
     async def spent(self, request: GenerateRequest) -> Usage | None:
         """See ``models.contracts.Accountable``."""

@@ -77,6 +77,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped here
                 for move in some:
                     assert isinstance(move, Copy)
                     self.copy(move.source, move.target, move.length)
+                    if move.wipe:
+                        self.wipe(move.source, move.length)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of a slot, in all layers."""

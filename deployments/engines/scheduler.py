@@ -300,7 +300,14 @@ class Scheduler:
                 return
             sequence = self._slots[top]
             assert sequence is not None
-            moves.append(Copy(source=top, target=hole, length=sequence.computed))
+            moves.append(
+                Copy(
+                    source=top,
+                    target=hole,
+                    length=sequence.computed,
+                    wipe=not sequence.generated,
+                )
+            )
             self._slots[top], self._slots[hole] = None, sequence
             sequence.slot = hole
 

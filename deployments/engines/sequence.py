@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from deployments.engines.queue import Ticket
-from models.contracts import FinishReason, GenerateRequest, TokenLogprob, Usage
+from models.contracts import GenerateRequest, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from deployments.engines.adapters import Adapter
@@ -77,7 +77,6 @@ class Sequence:
     slot: int | None = None
     computed: int = 0
     finished: bool = False
-    finish_reason: FinishReason | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -101,6 +100,8 @@ class Copy:
     source: int
     target: int
     length: int
+    wipe: bool = False
+    """Leave nothing of it behind: no finite logits have vouched for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,11 @@ class TextCodec:
                 the text is not valid Unicode.
         """
         if isinstance(prompt, Conversation):
-            size = sum(len(message.content) for message in prompt.messages)
-            size += sum(len(tool.parameters) for tool in prompt.tools)
+            size = sum(
+                len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+                for message in prompt.messages
+            )
+            size += sum(len(tool.description or "") + len(tool.parameters) for tool in prompt.tools)
         else:
             size = len(prompt) if isinstance(prompt, str) else 0
         if size > LONG_PROMPT:

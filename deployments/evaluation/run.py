@@ -123,6 +123,14 @@ async def measure(
 
 
 async def _ask(client: Client, question: Question) -> Answer:
+    try:
+        return await _answer(client, question)
+    except ConfigError as error:
+        item = "" if question.id is None else f"golden item {question.id!r}: "
+        raise ConfigError(f"{item}{error.message}") from error
+
+
+async def _answer(client: Client, question: Question) -> Answer:
     if question.item is None:
         return await client.chat([{"role": "user", "content": question.prompt}])
     if question.item.predicts:

@@ -62,23 +62,24 @@ class Served:
 
 
 @contextmanager
-def serving(config: Path, *, env: Mapping[str, str] | None = None) -> Iterator[Served]:
+def serving(config: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[Served]:
     """Serve ``config`` until the block ends.
 
     Args:
         config: a ``serve_config.yaml``.
+        options: as ``scripts/serve`` takes them.
         env: on top of this process's environment and ``scripts/env.sh``.
 
     Raises:
         NotServed: with what the launcher printed.
     """
-    start = f". scripts/env.sh; exec {shlex.quote(sys.executable)} -m deployments.launcher"
+    launcher = [sys.executable, "-m", "deployments.launcher", *options, str(config.resolve())]
     environment = {**os.environ, **(env or {})}
     with TemporaryDirectory(prefix="frontier-served-") as folder:
         log = Path(folder) / "output.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["bash", "-c", f"{start} {shlex.quote(str(config.resolve()))}"],
+                ["bash", "-c", f". scripts/env.sh; exec {shlex.join(launcher)}"],
                 cwd=REPOSITORY,
                 env=environment,
                 stdout=output,

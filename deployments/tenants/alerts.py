@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from deployments.observability.events import AlertRaised, BudgetReached, Emit, Event
 from state import tables
 from state.database import Database, LazyDatabase
-from state.errors import StateUnavailable
+from state.errors import StateError
 from state.pages import newest_first
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Alerts:
         while self._waiting:
             try:
                 await self.flush()
-            except StateUnavailable as error:
+            except StateError as error:
                 logger.warning("%d alerts wait: %s", len(self._waiting), error)
                 await asyncio.sleep(RETRY_S)
 

@@ -27,7 +27,7 @@ from deployments.tenants.principal import Principal
 from models.errors import Forbidden, RateLimited
 from models.unique import unique
 from state.counters import Counters, Demand, Level, Limit, Strategy
-from state.errors import StateUnavailable
+from state.errors import StateError, StateUnavailable
 from state.patience import REQUEST_S
 
 logger = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ class Meter:
         while True:
             try:
                 return await self.counters.settle(admission.tenant, admission.lease, named)
-            except StateUnavailable as error:
+            except StateError as error:  # credentials, too, which somebody may put right
                 if loop.time() >= give_up:
                     logger.error("lease %s stays as it was reserved: %s", admission.lease, error)
                     return True
@@ -365,7 +365,7 @@ class Meter:
                     held = await self.counters.renew(running.tenant, lease, ttl_s=self.lease_s)
                     if not held and running.made:
                         await self._take_place_again(lease, running)
-                except StateUnavailable:
+                except StateError:
                     pause_s = min(pause_s, RENEW_AGAIN_S)
 
     async def _take_place_again(self, lease: str, running: _Running) -> None:
@@ -394,7 +394,7 @@ class Meter:
         """Tell of the share that is spent. What is only reserved may all be given back."""
         await asyncio.sleep(self.watch_s)
         self._watched.discard(tenant)  # what ends from here on may not be in the answer
-        with suppress(StateUnavailable):  # the next request looks again
+        with suppress(StateError):  # the next request looks again
             level = await self.counters.spent(tenant, budget)
             share = (level.amount - level.remaining) / level.amount if level.amount else 0.0
             reached = max((alert for alert in ALERTS if share >= alert), default=0.0)

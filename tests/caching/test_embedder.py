@@ -134,8 +134,8 @@ async def test_tenants_and_wishes() -> None:
     inner, (cache, told) = SteppedEmbedder(), cache_of()
     await ran(Caller(inner, cache, ["a"]), inner)
     await ran(Caller(inner, cache, ["a"], tenant="other"), inner)
-    await ran(Caller(inner, cache, ["a"], wish=Wish(read=False)), inner)
-    private = await ran(Caller(inner, cache, ["a"], wish=Wish(read=False, write=False)), inner)
+    await ran(Caller(inner, cache, ["a"], wish=Wish(max_age_s=0)), inner)
+    private = await ran(Caller(inner, cache, ["a"], wish=Wish(max_age_s=0, write=False)), inner)
     assert inner.calls == [["a"]] * 4
     assert told == [MISS] * 3
     assert private.outcomes == []
@@ -196,6 +196,7 @@ async def test_another_caller_s_bad_input_is_nobody_else_s() -> None:
     inner.step()
     await settle()
     assert innocent.right
+    assert innocent.outcomes == [JOIN, MISS], "it was computed for it after all, and is paid for"
 
 
 async def test_other_failures_are_shared_and_not_kept() -> None:

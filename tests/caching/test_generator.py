@@ -36,7 +36,7 @@ from tests.caching.fakes import (
 )
 
 HIT, JOIN, MISS = Outcome.HIT, Outcome.JOIN, Outcome.MISS
-NO_CACHE, NO_STORE = Wish(read=False), Wish(read=False, write=False)
+NO_CACHE, NO_STORE = Wish(max_age_s=0), Wish(max_age_s=0, write=False)
 
 
 async def ran(caller: Caller, inner: SteppedGenerator) -> Caller:
@@ -198,6 +198,19 @@ async def test_no_cache_is_computed_anew_and_kept() -> None:
     await settle()
     assert after.text == "new"
     assert told == [MISS, MISS, MISS, JOIN, HIT]
+
+
+async def test_a_fresher_answer_does_not_join_what_may_find_an_older() -> None:
+    inner, (cache, told) = SteppedGenerator(), cache_of()
+    any_age = Caller(inner, cache)
+    await settle()
+    young, younger = (Caller(inner, cache, wish=Wish(max_age_s=age)) for age in (20, 10))
+    await settle()
+    as_young = Caller(inner, cache, wish=Wish(max_age_s=20))
+    await ran(as_young, inner)
+    assert len(inner.requests) == 3
+    assert any_age.text == young.text == younger.text == as_young.text == TEXT
+    assert told == [MISS, MISS, MISS, JOIN]
 
 
 @pytest.mark.parametrize(

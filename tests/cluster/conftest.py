@@ -34,8 +34,14 @@ that tests run beside a platform that somebody uses."""
 
 
 @contextmanager
-def serving(args: Mapping[str, Any], folder: Path, *, cpus: int = 8) -> Iterator[Served]:
-    """Serve ``args`` of the application, on a free port, in a Ray that believes in ``cpus``."""
+def serving(
+    args: Mapping[str, Any], folder: Path, *options: str, cpus: int = 8
+) -> Iterator[Served]:
+    """Serve ``args`` of the application, on a free port, in a Ray that believes in ``cpus``.
+
+    Args:
+        options: of ``scripts/serve``.
+    """
     http, *others = _free_ports(1 + len(FIXED_PORTS))
     document = {
         "http_options": {"host": "127.0.0.1", "port": http},
@@ -51,7 +57,8 @@ def serving(args: Mapping[str, Any], folder: Path, *, cpus: int = 8) -> Iterator
     config = folder / "serve_config.yaml"
     config.write_text(yaml.safe_dump(document))
     env = {name: str(port) for name, port in zip(FIXED_PORTS, others, strict=True)}
-    with background.serving(config, env={**env, "FRONTIER_NUM_CPUS": str(cpus)}) as served:
+    env |= {"FRONTIER_NUM_CPUS": str(cpus)}
+    with background.serving(config, *options, env=env) as served:
         yield served
 
 

@@ -56,7 +56,8 @@ async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None
     assert broken[0].error is not None
     assert broken[0].error["code"] == "UPSTREAM_ERROR"
     assert all(outcome.tokens == LONG for outcome in outcomes if outcome.complete)
-    wait_until(lambda: len(pair.replicas("tiny")) == 2, timeout_s=30, what="a new replica")
+    # One that answers: a process alone would leave the next test with a single slot.
+    wait_until(lambda: len(replica_ids(pair, "tiny")) == 2, timeout_s=60, what="a new replica")
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])

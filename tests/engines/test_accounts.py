@@ -74,11 +74,13 @@ async def test_a_deadline_while_generating(llama: Path, start: Start) -> None:
     assert (used.prompt_tokens, used.completion_tokens >= 3) == (3, True)
 
 
-async def test_an_answer_that_is_complete_leaves_nothing(llama: Path, start: Start) -> None:
+async def test_an_answer_that_is_complete_may_be_lost_on_its_way(llama: Path, start: Start) -> None:
     engine = start(llama)
     what = request(sampling=greedy(3), receipt="a")
-    await answer(engine, what)
-    assert await engine.spent(what) is None
+    usage = (await answer(engine, what))[-1].usage
+    assert usage is not None
+    assert await engine.spent(what) == usage
+    assert await engine.spent(what) is None, "it was told"
     assert len(engine.accounts) == 0
 
 
@@ -108,7 +110,7 @@ async def test_accounts_that_nobody_asks_for_are_bounded(monkeypatch: pytest.Mon
     accounts = Accounts()
     for name in "abcde":
         close(accounts.open(name), Usage(prompt_tokens=1, completion_tokens=2))
-        accounts.leave(name, complete=False)
+        accounts.leave(name)
     assert [await accounts.spent(name) is None for name in "abcde"] == [True, True, *[False] * 3]
     assert len(accounts) == 0
 
@@ -117,7 +119,7 @@ async def test_an_engine_that_does_not_let_go(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "CLOSING_S", 0.01)
     accounts = Accounts()
     account = accounts.open("a")
-    accounts.leave("a", complete=False)
+    accounts.leave("a")
     assert await accounts.spent("a") is None
     close(account, NO_USAGE)
     close(account, Usage(prompt_tokens=9, completion_tokens=9))

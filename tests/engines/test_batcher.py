@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from deployments.config import BatcherConfig, PriorityClass, QueueConfig
 from deployments.engines.batcher import Batcher, predict_each
+from deployments.gateway.admission import was_refused
 from deployments.observability.events import (
     BatchFailed,
     BatchRan,
@@ -264,6 +265,7 @@ def test_deadlines_are_kept_while_a_long_batch_runs() -> None:
             await waiting[0]
         assert asyncio.get_running_loop().time() == 6, "the class's own limit"
         assert expired.value.retry_after == 0.1, "nobody waits any more"
+        assert was_refused(expired.value), "nothing was computed, so nothing is paid"
         assert await running == 2, "what has started is finished"
         assert [event.reason for event in bench.told(RequestShed)] == ["expired", "expired"]
 

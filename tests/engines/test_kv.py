@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.load import kv_cache
 from deployments.engines.kv import SlotCache
+from deployments.engines.sequence import Copy
 
 SLOTS, CONTEXT, HEADS, DIM = 3, 10, 2, 4
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -38,6 +39,16 @@ def test_each_token_goes_to_its_place(dtype: torch.dtype) -> None:
                 assert torch.equal(tensor[slot, at], given[0, :, token])
             tensor[tuple(torch.tensor(places).T)] = 0
             assert not tensor.any(), "nothing else was written"
+
+
+def test_what_nobody_has_vouched_for_is_not_left_behind() -> None:
+    for wipe in (True, False):
+        cache = full()
+        cache.move([Copy(source=2, target=0, length=7, wipe=wipe)])
+        for tensor in (*cache.keys.values(), *cache.values.values()):
+            assert bool(tensor[0, :7].any(dim=(1, 2)).all())
+            assert bool(tensor[2, :7].any()) is not wipe
+            assert tensor[2, 7:].any()
 
 
 def full() -> SlotCache:

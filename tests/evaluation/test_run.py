@@ -112,7 +112,9 @@ async def test_a_stream_that_breaks_is_an_error(golden: GoldenSet) -> None:
 
 
 async def test_a_model_that_is_not_there(golden: GoldenSet) -> None:
-    with pytest.raises(ConfigError, match="404 The model 'nope'"):
+    with pytest.raises(
+        ConfigError, match=r"golden item .+: nope at .+ refuses: 404 The model .nope."
+    ):
         await evaluate(World(), golden, model="nope")
 
 

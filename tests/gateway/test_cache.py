@@ -38,10 +38,19 @@ CHAT, COMPLETIONS, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embed
 BOUNDS = Bounds(max_bytes=1_000_000, max_entry_bytes=100_000)
 
 
+@dataclass
+class Clock:
+    seconds: float = 1e9
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @pytest.fixture
 def world() -> World:
     made = World()
-    made.cache = ResponseCache(store=Lenient(MemoryCache(BOUNDS)), ttl_s=60, emit=made.recorder)
+    store = Lenient(MemoryCache(BOUNDS))
+    made.cache = ResponseCache(store=store, ttl_s=60, emit=made.recorder, now=Clock())
     return made
 
 
@@ -204,6 +213,15 @@ async def test_cache_control(client: httpx.AsyncClient, world: World, path: str)
     assert await ask("max-age=0") == ("miss", 4)
     assert await ask("max-age=60, no-transform") == ("hit", 4)
     assert await ask("no-store") == (None, 5)
+
+    assert world.cache is not None
+    assert isinstance(world.cache.now, Clock)
+    world.cache.now.seconds += 10
+    assert await ask("max-age=10") == ("hit", 5)
+    assert await ask("max-age=9") == ("miss", 6)
+    assert await ask("max-age=9") == ("hit", 6)
+    assert await ask("max-age=30, max-age=soon") == ("miss", 7)
+    assert await ask("max-age=-1") == ("miss", 8)
 
 
 async def test_failures_are_not_kept_and_say_nothing(

@@ -140,7 +140,7 @@ def described_and_served() -> OpenApiSchema:
     loaded = schemathesis.openapi.from_dict(described)
     # It has never heard that a query string may be too long to be looked at.
     refusals = loaded.config.checks.negative_data_rejection
-    refusals.expected_statuses = [*refusals.expected_statuses, "414"]
+    refusals.expected_statuses = [*refusals.expected_statuses, "413", "414"]
     loaded.app = from_this_machine(create_app(services))
     return loaded
 

@@ -91,6 +91,11 @@ def hub(llama: Path) -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
+def clean() -> dict[str, str]:
+    """Without what earlier tests have told the Hub's client."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -99,10 +104,9 @@ def run(tmp_path: Path, root: Path) -> Run:
     """``run(source, endpoint, **environment)``: a fetch in a new process, which reads HF_*."""
 
     def run(source: str, endpoint: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         return subprocess.run(
             [sys.executable, "-m", "models", "fetch", source, "--cache", str(root)],
-            env=clean
+            env=clean()
             | {"HF_ENDPOINT": str(endpoint), "HF_HOME": str(tmp_path / "hf"), **environment},
             capture_output=True,
             text=True,
@@ -156,7 +160,7 @@ def test_offline_finds_what_the_hubs_own_cache_has(
     earlier = "import huggingface_hub as h; h.snapshot_download('org/tiny')"
     subprocess.run(
         [sys.executable, "-c", earlier],
-        env=os.environ | {"HF_ENDPOINT": url(hub), "HF_HOME": str(tmp_path / "hf")},
+        env=clean() | {"HF_ENDPOINT": url(hub), "HF_HOME": str(tmp_path / "hf")},
         check=True,
         capture_output=True,
     )

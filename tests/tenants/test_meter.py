@@ -22,7 +22,7 @@ from models.errors import Forbidden
 from state.counters import Counters, Strategy
 from state.counters.memory import MemoryCounters
 from state.counters.sqlite import SqliteCounters
-from state.errors import StateUnavailable
+from state.errors import StateMisconfigured, StateUnavailable
 from tests.virtual_time import virtually
 
 DEVELOPER = Principal(
@@ -405,6 +405,31 @@ async def test_counters_that_are_out_of_reach_let_nobody_in(
     while meter._tasks:
         await asyncio.wait(meter._tasks)
     assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 999, "an answer that came too late"
+    await meter.close()
+
+
+async def test_counters_that_refuse_our_password_for_a_while(clock: Clock) -> None:
+    """An operator's mistake, which may be put right while requests run."""
+
+    class Locked(MemoryCounters):
+        locked = False
+
+        async def settle(self, *args: Any, **facts: Any) -> bool:
+            if self.locked:
+                raise StateMisconfigured("wrong password")
+            return await super().settle(*args, **facts)
+
+    counters = Locked(clock)
+    meter = metering(counters)
+    admission = await meter.admit(DEVELOPER, "m", Work(completion_tokens=100))
+    counters.locked = True
+    meter.settle(admission, Work(completion_tokens=1))
+    await asyncio.sleep(0.05)
+    counters.locked = False
+    while meter._tasks:
+        await asyncio.wait(meter._tasks)
+    assert await left(meter, LimitName.TOKENS_PER_MINUTE) == 999
+    assert not meter._running
     await meter.close()
 
 

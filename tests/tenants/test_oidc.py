@@ -34,11 +34,15 @@ class Issuer:
         self.keys: dict[str, Any] = {}
         self.asked = 0
         self.broken = False
+        self.silent = threading.Event()
+        """Set: it does not answer until it is cleared."""
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked += self.path == "/keys"
+                while issuer.silent.is_set():
+                    time.sleep(0.01)
                 self.send_response(500 if issuer.broken else 200)
                 self.end_headers()
                 self.wfile.write(json.dumps(issuer.document(self.path)).encode())
@@ -245,6 +249,20 @@ async def test_an_issuer_that_is_out_of_reach(
     issuer.broken = True
     clock.now += oidc.KEYS_FRESH_S
     await tokens.principal(issuer.token())  # keys that were right stay so for a while
+
+
+async def test_an_issuer_that_has_fallen_silent(
+    tokens: OidcAuthenticator, issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tokens.principal(issuer.token())
+    monkeypatch.setattr(oidc, "KNOWN_WAIT_S", 0.05)
+    clock.now += oidc.KEYS_FRESH_S
+    issuer.silent.set()
+    try:
+        async with asyncio.timeout(1):
+            assert (await tokens.principal(issuer.token())).subject == "oidc:alice"
+    finally:
+        issuer.silent.clear()
 
 
 async def test_who_gives_up_waiting_does_not_leave_others_without_keys(

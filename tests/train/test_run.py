@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,40 @@ def test_another_run_cannot_have_the_folder(tmp_path: Path) -> None:
         run(RECIPE, Walk(steps=13), folder=folder)
     with pytest.raises(ConfigError, match="its recipe is walk, not toy"):
         run(made(lambda config, context: {}), Config(), folder=folder)
+
+
+def test_a_run_that_starts_from_another_artifact_is_another_run(tmp_path: Path) -> None:
+    def body(config: Config, context: RunContext) -> Metrics:
+        (context.artifact / "a.json").write_text("1")
+        return {}
+
+    parents = [
+        run(RECIPE, Walk(seed=seed), folder=RunFolder(tmp_path / f"{seed}")) for seed in (0, 1)
+    ]
+    one, other = (parent.folder.path / "artifact" for parent in parents)
+    recipe, folder = made(body, inputs=("walk",)), RunFolder(tmp_path / "child")
+    run(recipe, Config(), folder=folder, inputs={"walk": one})
+    shutil.copytree(one, tmp_path / "moved")
+    run(recipe, Config(), folder=folder, inputs={"walk": tmp_path / "moved"})
+    with pytest.raises(ConfigError, match="holds another run: its input walk has the content"):
+        run(recipe, Config(), folder=folder, inputs={"walk": other})
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    def body(config: Config, context: RunContext) -> Metrics:
+        data.record("rows.jsonl", sha256=content[0] * 64, licence="MIT", rows=3)
+        context.report({}, step=1, checkpoint=lambda folder: None)
+        raise RuntimeError("lost")
+
+    content = ["a"]
+    folder = RunFolder(tmp_path / "r")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="lost"):
+            run(made(body), Config(), folder=folder)
+    content[0] = "b"
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has changed since this run began"):
+        run(made(body), Config(), folder=folder)
+    assert [each["sha256"] for each in data.recorded(folder.path)] == ["a" * 64]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

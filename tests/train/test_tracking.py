@@ -80,7 +80,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
-        ConfigError, match=r"tracking\.wandb needs pip install 'frontier-run\[wandb\]'"
+        ConfigError, match=r"tracking\.wandb needs pip install 'frontier-run\[tracking\]'"
     ):
         list(subscribers(Tracking(wandb=Wandb()), print))
 
@@ -88,7 +88,7 @@ def test_what_is_not_installed_is_said_before_the_run(monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, told to MLflow
 def test_mlflow(tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="needs frontier-run[mlflow]")
+    mlflow = pytest.importorskip("mlflow", reason="needs frontier-run[tracking]")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracking = Tracking(mlflow=MlflowConfig(uri=uri))
     for events in (story(tmp_path), story(tmp_path, resumed_from=2, until=5)):
@@ -107,7 +107,7 @@ def test_mlflow(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="needs frontier-run[wandb]")
+    pytest.importorskip("wandb", reason="needs frontier-run[tracking]")
     monkeypatch.setenv("HOME", str(tmp_path))
     said: list[str] = []
     _, told = subscribers(Tracking(wandb=Wandb()), said.append)

@@ -10,21 +10,28 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from models.errors import ConfigError
 from train import disk
 
 NAME = "data.json"
 
 _run: ContextVar[Path | None] = ContextVar("run", default=None)
+_goes_on: ContextVar[bool] = ContextVar("goes_on", default=False)
 
 
 @contextmanager
-def recorded_in(out: Path | None) -> Iterator[None]:
-    """While inside, what is recorded belongs to the run in ``out``."""
-    token = _run.set(out)
+def recorded_in(out: Path | None, *, goes_on: bool = False) -> Iterator[None]:
+    """While inside, what is recorded belongs to the run in ``out``.
+
+    Args:
+        goes_on: it has learned from what was recorded before.
+    """
+    tokens = _run.set(out), _goes_on.set(goes_on)
     try:
         yield
     finally:
-        _run.reset(token)
+        _run.reset(tokens[0])
+        _goes_on.reset(tokens[1])
 
 
 def record(name: str, *, sha256: str, licence: str, rows: int, description: str = "") -> None:
@@ -37,10 +44,19 @@ def record(name: str, *, sha256: str, licence: str, rows: int, description: str 
         licence: SPDX.
         description: for the data card, where configuration chooses the data; what is always the
             same is described by ``Recipe.data``.
+
+    Raises:
+        ConfigError: the run began with other data of this name.
     """
     out = _run.get()
     if out is not None:
         sources = {each["name"]: each for each in recorded(out)}
+        before = sources.get(name, {}).get("sha256", sha256)
+        if _goes_on.get() and before != sha256:
+            raise ConfigError(
+                f"{name} has changed since this run began (content {before[:12]}, now"
+                f" {sha256[:12]}); put it back to go on, or begin a new run"
+            )
         sources[name] = {
             "name": name,
             "sha256": sha256,

@@ -1,11 +1,14 @@
 """What a request wishes of the cache, and what its answer says of it.
 
 ``Cache-Control: no-store``: neither answered from it nor kept in it, nor shared with whoever
-asks meanwhile. ``no-cache``, and ``max-age=0``, which is the same to us: computed anew, and
-kept. All else is about caches between us and the client.
+asks meanwhile. ``max-age=N``: answered with what was computed no longer than N seconds ago.
+``no-cache``, which is the same to us as ``max-age=0``: computed anew, and kept. All else is about
+caches between us and the client.
 """
 
 from __future__ import annotations
+
+import math
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +16,7 @@ from deployments.caching.reuse import Wish
 from deployments.gateway.exchange import exchange_of
 
 HEADER = b"x-cache"
+MAX_AGE = b"max-age="
 
 
 class CacheControl:
@@ -40,5 +44,10 @@ class CacheControl:
 def wish_of(scope: Scope) -> Wish:
     said = b",".join(value for name, value in scope["headers"] if name == b"cache-control")
     words = {word.strip() for word in said.lower().split(b",")}
-    store = b"no-store" not in words
-    return Wish(read=store and not words & {b"no-cache", b"max-age=0"}, write=store)
+    if b"no-store" in words:
+        return Wish(max_age_s=0, write=False)
+    if b"no-cache" in words:
+        return Wish(max_age_s=0)
+    # A cache may not guess; what is no number of seconds is taken for none (RFC 9111, 5.2.1.1).
+    ages = [word.removeprefix(MAX_AGE) for word in words if word.startswith(MAX_AGE)]
+    return Wish(max_age_s=min((int(age) if age.isdigit() else 0 for age in ages), default=math.inf))

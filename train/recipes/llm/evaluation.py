@@ -30,15 +30,11 @@ def evaluate(
     was_training = objective.training
     objective.eval()
     sums: dict[str, float] = {}
-    # Every worker runs as many passes, since parts of the model may have to meet in each;
-    # what is over is run twice and counted once.
-    for begin in range(0, len(passes), group.size):
-        index = begin + group.rank
-        counted = index < len(passes)
-        indexes = [i for sequence in passes[index if counted else 0] for i in sequence]
+    for sequences, counts in group.share(passes):
+        indexes = [i for sequence in sequences for i in sequence]
         result = objective(Row.of([units[i] for i in indexes], device))
         for name, value in result.items():
-            sums[name] = sums.get(name, 0.0) + (float(value) if counted else 0.0)
+            sums[name] = sums.get(name, 0.0) + (float(value) if counts else 0.0)
     objective.train(was_training)
     weight = objective.weigh(units)
     return {name: total / weight for name, total in group.sum(sums).items()}

@@ -166,16 +166,16 @@ class Loop:
         scale = self._group.size / self.objective.weigh(units)
         share = self._group.share(list(enumerate(passes)))
         sums: dict[str, float] = {}
-        for place, (index, sequences) in enumerate(share):
+        for place, ((index, sequences), counts) in enumerate(share):
             torch.manual_seed(_seed(self.config.seed, number, index))
             row = Row.of([self._train[i] for packed in sequences for i in packed], self._device)
             with accumulating(self._module, last=place == len(share) - 1):
                 with self._numerics():
                     result: Mapping[str, torch.Tensor] = self._module(row)
-                    loss = result["loss"] * scale
+                    loss = result["loss"] * (scale if counts else 0.0)
                 self._scaler.scale(loss).backward()
             for name, value in result.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+                sums[name] = sums.get(name, 0.0) + (float(value.detach()) if counts else 0.0)
         return self._group.sum(sums)
 
     def _update(self) -> float:

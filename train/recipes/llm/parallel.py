@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.errors import ConfigError
 from train.recipe import Workers
 
+T = TypeVar("T")
 Strategy = Literal["ddp", "fsdp"]
 
 
@@ -34,14 +35,14 @@ class Group:
     def first(self) -> bool:
         return self.rank == 0
 
-    def share(self, items: Sequence[Any]) -> list[Any]:
-        """What this worker does of a batch; every worker as much."""
-        if len(items) % self.size:
-            raise ConfigError(
-                f"a step has {len(items)} micro-batches (training.batch_size /"
-                f" training.micro_batch_size), which {self.size} workers cannot share evenly"
-            )
-        return list(items[self.rank :: self.size])
+    def share(self, passes: Sequence[T]) -> list[tuple[T, bool]]:
+        """Passes for this worker, and whether each counts.
+
+        Every worker runs as many, since parts of the model may have to meet in each: where they
+        cannot be shared evenly, some are run twice and counted once.
+        """
+        numbers = range(self.rank, -(-len(passes) // self.size) * self.size, self.size)
+        return [(passes[n % len(passes)], n < len(passes)) for n in numbers]
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Of every worker's values; float64."""

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.errors import ConfigError
 from tests.train.recipes.llm.experiment import Keeper, Stopped, config, train, train_with
 from train.recipe import Workers
+from train.recipes.llm.parallel import Group
 
 
 @pytest.mark.slow
@@ -50,6 +52,33 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert rest == pytest.approx(losses[6:], abs=1e-4)
 
 
-def test_workers_that_cannot_share_a_batch_evenly_are_refused(text: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_workers_that_cannot_share_a_batch_evenly_equal_one(
+    text: Path, tmp_path: Path, parallel: str
+) -> None:
+    """As when a machine joins an elastic group."""
+    settings = config(text, steps=6, parallel=parallel)
+    _, losses = train(settings, tmp_path / "one")
+    results = train_with(3, settings, tmp_path / "three")
+    for result in results:
+        assert result["losses"] == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("passes", range(1, 9))
+@pytest.mark.parametrize("size", range(1, 5))
+def test_every_pass_counts_once_and_every_worker_runs_as_many(passes: int, size: int) -> None:
+    shares = [share(rank, size, passes) for rank in range(size)]
+    assert len({len(each) for each in shares}) == 1
+    assert sorted(n for each in shares for n, counts in each if counts) == list(range(passes))
+
+
+def share(rank: int, size: int, passes: int) -> list[tuple[int, bool]]:
+    group = Group(Workers(), torch.device("cpu"))
+    group.rank, group.size = rank, size
+    return group.share(range(passes))
+
+
+def test_a_group_that_nobody_has_brought_together_is_refused(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"torch\.distributed is not initialised"):
         train(config(text), tmp_path, workers=Workers(rank=0, size=3))
