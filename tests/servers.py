@@ -10,6 +10,7 @@ nobody answers any more, ``stop`` a port that refuses them.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import signal
 import socket
@@ -145,11 +146,30 @@ def wait_for(process: subprocess.Popen[bytes], port: int, called: str) -> None:
         time.sleep(0.02)
 
 
+PORTS = range(20_000, 32_000)
+"""Between those that Ray gives its workers and those that a kernel gives whoever connects: what is
+free here does not become another's before it is bound.
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones of this machine."""
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.choice(PORTS)  # not seeded, or each process would find the same ones
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    [port] = free_ports(1)
+    return port
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from deployments.launcher import background
 from deployments.launcher.background import REPOSITORY, Served
 from tests import tiny_models
 from tests.documents import ROOT
+from tests.servers import free_port, free_ports
 
 FIXED_PORTS = (
     "FRONTIER_DASHBOARD_PORT",
@@ -42,7 +42,7 @@ def serving(
     Args:
         options: of ``scripts/serve``.
     """
-    http, *others = _free_ports(1 + len(FIXED_PORTS))
+    http, *others = free_ports(1 + len(FIXED_PORTS))
     document = {
         "http_options": {"host": "127.0.0.1", "port": http},
         "applications": [
@@ -67,8 +67,7 @@ def on_a_free_port(folder: Path) -> Path:
     text = (ROOT / "serve_config.yaml").read_text()
     assert "port: 8000" in text
     config = folder / "serve_config.yaml"
-    [port] = _free_ports(1)
-    config.write_text(text.replace("port: 8000", f"port: {port}"))
+    config.write_text(text.replace("port: 8000", f"port: {free_port()}"))
     return config
 
 
@@ -102,14 +101,6 @@ def wait_until(
         assert time.monotonic() - began < timeout_s, f"{what}: not within {timeout_s} s"
         time.sleep(every_s)
     return time.monotonic() - began
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def tiny_args(folder: Path, *, replicas: int, slots: int, capacity: int = 1000) -> dict[str, Any]:

@@ -27,15 +27,22 @@ def pair(long_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Two replicas with one slot each."""
     config = tiny_args(long_llama, replicas=2, slots=1)
     with serving(config, tmp_path_factory.mktemp("pair")) as platform:
+        both_run(platform)  # it is ready as soon as one of them is
         yield platform
 
 
+def both_run(platform: Served) -> None:
+    wait_until(lambda: len(replica_ids(platform, "tiny")) == 2, timeout_s=60, what="two replicas")
+
+
 async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None:
+    replicas = replica_ids(pair, "tiny")  # before both engines keep Ray's dashboard from answering
+
     def crowded() -> list[int]:
         """Processes of the replicas that answer one request while another one waits."""
         return [
             pid
-            for replica, pid in replica_ids(pair, "tiny").items()
+            for replica, pid in replicas.items()
             if metric(pair, "frontier_running_sequences", replica=replica) == 1
             and metric(pair, "frontier_queue_depth", replica=replica) >= 1
         ]
@@ -56,8 +63,7 @@ async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None
     assert broken[0].error is not None
     assert broken[0].error["code"] == "UPSTREAM_ERROR"
     assert all(outcome.tokens == LONG for outcome in outcomes if outcome.complete)
-    # One that answers: a process alone would leave the next test with a single slot.
-    wait_until(lambda: len(replica_ids(pair, "tiny")) == 2, timeout_s=60, what="a new replica")
+    both_run(pair)
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
@@ -66,21 +72,21 @@ async def test_client_that_leaves_frees_its_slot(pair: Served, streamed: bool) -
     splices it does not see such a client leave.
     """
 
-    def running() -> float:
-        return metric(pair, "frontier_running_sequences", model="tiny")
+    def held() -> float:
+        """Requests that engines have, wherever Ray has sent them."""
+        waiting = metric(pair, "frontier_queue_depth", model="tiny")
+        return waiting + metric(pair, "frontier_running_sequences", model="tiny")
 
     def ask(max_tokens: int) -> Coroutine[Any, Any, Outcome]:
         return (stream if streamed else whole)(client, max_tokens=max_tokens)
 
     async with httpx.AsyncClient(base_url=pair.url, timeout=120) as client:
         leavers = [asyncio.create_task(ask(8000)) for _ in range(2)]
-        await asyncio.to_thread(
-            wait_until, lambda: running() == 2, timeout_s=10, what="running sequences"
-        )
+        await asyncio.to_thread(wait_until, lambda: held() == 2, timeout_s=10, what="two requests")
         for leaver in leavers:
             leaver.cancel()
         await asyncio.gather(*leavers, return_exceptions=True)
-        await asyncio.to_thread(wait_until, lambda: running() == 0, timeout_s=10, what="free slots")
-        # Both slots are free at once, or these would not finish before what was left behind.
+        await asyncio.to_thread(wait_until, lambda: held() == 0, timeout_s=10, what="free slots")
+        # Slots are free at once, or these would not finish before what was left behind.
         outcomes = await asyncio.gather(*(ask(20) for _ in range(2)))
     assert all(outcome.complete for outcome in outcomes)

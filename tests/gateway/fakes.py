@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from deployments.caching.cache import ResponseCache
 from deployments.caching.identity import with_adapter
 from deployments.config import GatewayConfig
+from deployments.engines.admission import check_tokens
 from deployments.gateway.services import (
     EmbedResult,
     PredictResult,
@@ -112,6 +113,7 @@ class FakeGenerator:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         if self.error is not None:
             raise self.error
+        check_tokens("tokens", tokens, 0x110000)
         return "".join(map(chr, tokens))
 
     def _answered_by(self, request: GenerateRequest) -> str | None:
