@@ -50,4 +50,6 @@ def wish_of(scope: Scope) -> Wish:
         return Wish(max_age_s=0)
     # A cache may not guess; what is no number of seconds is taken for none (RFC 9111, 5.2.1.1).
     ages = [word.removeprefix(MAX_AGE) for word in words if word.startswith(MAX_AGE)]
-    return Wish(max_age_s=min((int(age) if age.isdigit() else 0 for age in ages), default=math.inf))
+    # Of digits there may be more than Python makes an int of.
+    seconds = (float(age) if age.isdigit() else 0.0 for age in ages)
+    return Wish(max_age_s=min(seconds, default=math.inf))
