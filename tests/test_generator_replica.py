@@ -200,7 +200,7 @@ async def test_what_is_no_adapter(
     await asyncio.to_thread(notes.mkdir)
     await asyncio.to_thread((notes / "notes.txt").write_text, "no adapter")
     await add(registry, notes, tmp_path / "1", "champion", name="digits")
-    assert isinstance(await ask(shell, "digits"), InvalidInput)
+    assert isinstance(await ask(shell, "digits"), NotFound), "and nobody fetches it to see"
     assert isinstance(await shell.try_adapter("digits@1"), InvalidInput)
     assert isinstance(await shell.try_adapter("ghost@1"), NotFound)
     assert isinstance(await ask(shell, "ghost"), NotFound)
