@@ -15,6 +15,7 @@ from pathlib import Path
 from deployments.config import FixedCostModel, GenerateModel
 from deployments.engines.pointer import Version
 from models import store
+from models.artifact import Manifest
 from models.errors import ConfigError, NotFound
 from models.registry import Registry, open_registry
 from models.sources import fetch
@@ -39,8 +40,7 @@ class Catalogue:
         self._stack = AsyncExitStack()
         self._opened: Registry | None = None
         self._opening = asyncio.Lock()
-        self._adapters: set[str] = set()
-        """Content hashes."""
+        self._manifests: dict[str, Manifest] = {}
 
     async def registry(self) -> Registry:
         """Raises Unavailable, ConfigError."""
@@ -73,15 +73,19 @@ class Catalogue:
             NotFound, Unavailable, ConfigError: as ``look_up``.
         """
         found = await self.look_up(reference)
-        registry = await self.registry()
-        if found.content_sha256 not in self._adapters:  # an artifact never changes
-            assert found.content_sha256 is not None
-            if ADAPTER_FILE not in (await registry.manifest(found.content_sha256)).files:
-                raise absent(reference)
-            self._adapters.add(found.content_sha256)
-        if not await registry.aliases(Reference.parse(reference).name):
+        assert found.content_sha256 is not None
+        if ADAPTER_FILE not in (await self.manifest(found.content_sha256)).files:
+            raise absent(reference)
+        meant = Reference.parse(reference)
+        if meant.alias is None and not await (await self.registry()).aliases(meant.name):
             raise absent(reference)
         return found
+
+    async def manifest(self, sha256: str) -> Manifest:
+        """Of a registered artifact. Raises NotFound, Unavailable, ConfigError."""
+        if sha256 not in self._manifests:  # they never change
+            self._manifests[sha256] = await (await self.registry()).manifest(sha256)
+        return self._manifests[sha256]
 
     async def close(self) -> None:
         await self._stack.aclose()

@@ -56,7 +56,6 @@ class RegistryAdapters:
         self._list: Sequence[PublishedAdapter] | None = None
         self._listed = -math.inf
         self._listing = asyncio.Lock()
-        self._manifests: dict[str, Manifest] = {}
 
     async def published(self) -> Sequence[PublishedAdapter]:
         """See ``Adapters``."""
@@ -81,7 +80,7 @@ class RegistryAdapters:
             registry = await self._catalogue.registry()
             before = await registry.alias(name, CHAMPION)
             version = await self._version(registry, name, source, by)
-            if ADAPTER_FILE not in (await self._manifest(registry, version.artifact)).files:
+            if ADAPTER_FILE not in (await self._catalogue.manifest(version.artifact)).files:
                 raise InvalidInput(
                     f"{version} is a {version.kind} without {ADAPTER_FILE}; expected a LoRA"
                     " adapter as PEFT saves it."
@@ -128,7 +127,7 @@ class RegistryAdapters:
             found = in_use(await registry.resolve(Reference.parse(source.removeprefix(SCHEME))))
             if found.name == name:
                 return found
-            manifest = await self._manifest(registry, found.artifact)
+            manifest = await self._catalogue.manifest(found.artifact)
             return await registry.register(manifest, found.uri, by=by, name=name)
         folder = Path(source.removeprefix("path:"))
         if not folder.is_absolute() or "\0" in source:
@@ -155,7 +154,7 @@ class RegistryAdapters:
             version = versions.get((alias.name, alias.number or 0))
             if version is None or version.collected is not None:
                 continue  # moved since, or gone
-            manifest = await self._manifest(registry, version.artifact)
+            manifest = await self._catalogue.manifest(version.artifact)
             if ADAPTER_FILE in manifest.files:
                 trained_on = trained_base(manifest)
                 found += [
@@ -164,11 +163,6 @@ class RegistryAdapters:
                     if trained_on in (None, base)
                 ]
         return found
-
-    async def _manifest(self, registry: Registry, sha256: str) -> Manifest:
-        if sha256 not in self._manifests:  # they never change
-            self._manifests[sha256] = await registry.manifest(sha256)
-        return self._manifests[sha256]
 
 
 def _published(model: str, alias: Alias, version: Version) -> PublishedAdapter:

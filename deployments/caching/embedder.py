@@ -10,7 +10,7 @@ from functools import partial
 
 from deployments.caching.cache import ResponseCache
 from deployments.caching.entries import Embedded, pack_embedding, unpack_embedding
-from deployments.caching.flights import Flight
+from deployments.caching.flights import Flight, Terms
 from deployments.caching.keys import embedding_key
 from deployments.caching.reuse import BY_WORK, Outcome, Told, Wish
 from deployments.gateway.services import Embedder, EmbedResult
@@ -38,29 +38,27 @@ class CachingEmbedder:
 
     async def embed(self, inputs: Sequence[str], standing: Standing) -> EmbedResult:
         """See ``deployments.gateway.services.Embedder``."""
-        alone = partial(self.inner.embed, inputs, standing)
         if not self.wish.write:
-            return await alone()
+            return await self.inner.embed(inputs, standing)
+
+        async def alone() -> EmbedResult:
+            self.told(Outcome.MISS)  # whatever was told before: it is computed, and paid for
+            return await self.inner.embed(inputs, standing)
+
         keys = [
             embedding_key(text, tenant=standing.tenant, model=self.model, version=self.version)
             for text in inputs
         ]
         texts = dict(zip(keys, inputs, strict=True))
-        flights, priority = self.cache.embeddings, standing.priority
-        max_age_s = self.wish.max_age_s
-        joined = {
-            key: flight
-            for key in texts
-            if (flight := flights.find(key, priority=priority, stream=False, max_age_s=max_age_s))
-        }
+        flights = self.cache.embeddings
+        terms = Terms(priority=standing.priority, stream=False, max_age_s=self.wish.max_age_s)
+        joined = {key: flight for key in texts if (flight := flights.find(key, terms))}
         kept = {key for key, flight in joined.items() if flight.landed}
         own = {key: text for key, text in texts.items() if key not in joined}
         aboard = list(dict.fromkeys(joined.values()))
         if own:
             work = partial(self._answer, own, standing)
-            aboard.append(
-                flights.start(list(own), work, priority=priority, stream=False, max_age_s=max_age_s)
-            )
+            aboard.append(flights.start(list(own), work, terms))
         async with AsyncExitStack() as stack:
             for flight in aboard:
                 await stack.enter_async_context(flight.seat())
@@ -80,11 +78,9 @@ class CachingEmbedder:
                 # It names an input by its place in that call, or is about another caller's.
                 if [text for key, text in own.items() if key not in found] == list(inputs):
                     raise
-                self.told(Outcome.MISS)
                 return await alone()
-        if not answers.keys() >= texts.keys():  # a call that we joined ended without a word
-            self.told(Outcome.MISS)
-            return await alone()
+        if not answers.keys() >= texts.keys():
+            return await alone()  # a call that we joined ended without a word
         tokens = [answers[key].tokens for key in keys]
         computed = sum(answers[key].tokens for key in own if key not in found)
         return EmbedResult(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from models.contracts import GenerateRequest, Priority
@@ -26,6 +27,27 @@ logger = logging.getLogger(__name__)
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 """vip before standard before low."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On which somebody flies."""
+
+    priority: Priority
+    stream: bool
+    """Wants to see the answer grow."""
+    max_age_s: float
+    """How old an answer may be that is found on the way; 0: takes no part in another's flight."""
+
+    def suit(self, other: Terms) -> bool:
+        """Whether ``other`` would wait in no better queue, see the answer grow no sooner, and find
+        none that is fresher.
+        """
+        return (
+            RANKS[self.priority] <= RANKS[other.priority]
+            and (self.stream or not other.stream)
+            and self.max_age_s <= other.max_age_s
+        )
 
 
 class Seat(Generic[T]):
@@ -73,9 +95,7 @@ class Flight(Generic[T]):
         self,
         keys: Sequence[str],
         *,
-        priority: Priority,
-        stream: bool,
-        max_age_s: float,
+        terms: Terms,
         work: Callable[[Flight[T]], Awaitable[None]],
         gone: Callable[[Flight[T]], None],
     ) -> None:
@@ -84,9 +104,7 @@ class Flight(Generic[T]):
         """Of the keys, those whose answers were there; ``None``: nobody knows yet."""
         self.landed = False
         """All is there, or nothing more will come."""
-        self._priority = priority
-        self._stream = stream
-        self._max_age_s = max_age_s
+        self.terms = terms
         self._items: list[T] = []
         self._error: Exception | None = None
         self.seats: list[Seat[T]] = []
@@ -112,22 +130,9 @@ class Flight(Generic[T]):
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    def takes(self, *, priority: Priority, stream: bool, max_age_s: float) -> bool:
-        """Whether it is there as soon as a flight of one's own.
-
-        Not for who would wait in a better queue, nor for who wants to see the answer grow
-        when this one will be told as a whole, nor for who wants a fresher answer than
-        this one may find.
-        """
-        if max_age_s <= 0:
-            return False
-        if self.landed:
-            return True
-        return (
-            RANKS[self._priority] <= RANKS[priority]
-            and (self._stream or not stream)
-            and self._max_age_s <= max_age_s
-        )
+    def takes(self, passenger: Terms) -> bool:
+        """Whether it is there as soon as a flight of one's own would be, and as good."""
+        return passenger.max_age_s > 0 and (self.landed or self.terms.suit(passenger))
 
     async def decided(self) -> frozenset[str]:
         """The keys that were found; of a flight that failed before, none."""
@@ -194,12 +199,10 @@ class Flights(Generic[T]):
     def __init__(self) -> None:
         self._by_key: dict[str, list[Flight[T]]] = {}
 
-    def find(
-        self, key: str, *, priority: Priority, stream: bool, max_age_s: float
-    ) -> Flight[T] | None:
+    def find(self, key: str, terms: Terms) -> Flight[T] | None:
         """The one that began last of those that suit."""
         for flight in reversed(self._by_key.get(key, ())):
-            if flight.takes(priority=priority, stream=stream, max_age_s=max_age_s):
+            if flight.takes(terms):
                 return flight
         return None
 
@@ -207,19 +210,9 @@ class Flights(Generic[T]):
         self,
         keys: Sequence[str],
         work: Callable[[Flight[T]], Awaitable[None]],
-        *,
-        priority: Priority,
-        stream: bool,
-        max_age_s: float,
+        terms: Terms,
     ) -> Flight[T]:
-        flight = Flight(
-            keys,
-            priority=priority,
-            stream=stream,
-            max_age_s=max_age_s,
-            work=work,
-            gone=self._gone,
-        )
+        flight = Flight(keys, terms=terms, work=work, gone=self._gone)
         for key in keys:
             self._by_key.setdefault(key, []).append(flight)
         return flight

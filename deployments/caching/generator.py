@@ -10,7 +10,7 @@ from typing import cast
 
 from deployments.caching.cache import ResponseCache
 from deployments.caching.entries import pack_answer, unpack_answer, whole
-from deployments.caching.flights import Flight
+from deployments.caching.flights import Flight, Terms
 from deployments.caching.keys import deterministic, generation_key
 from deployments.caching.reuse import Outcome, Told, Wish
 from deployments.observability.events import CacheAsked
@@ -66,14 +66,14 @@ class CachingGenerator:
                     yield delta
             return
         key = generation_key(request, version)
-        flights, priority, stream = self.cache.answers, request.priority, request.stream
-        max_age_s = self.wish.max_age_s
-        joined = flights.find(key, priority=priority, stream=stream, max_age_s=max_age_s)
+        flights = self.cache.answers
+        terms = Terms(
+            priority=request.priority, stream=request.stream, max_age_s=self.wish.max_age_s
+        )
+        joined = flights.find(key, terms)
         kept = joined is not None and joined.landed
         work = partial(self._answer, request, key, version)
-        flying = joined or flights.start(
-            [key], work, priority=priority, stream=stream, max_age_s=max_age_s
-        )
+        flying = joined or flights.start([key], work, terms)
         outcome: Outcome | None = None
 
         def inherit() -> None:

@@ -59,7 +59,7 @@ class OidcAuthenticator:
         self._client = client or httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False)
         self._tenants: Fresh[Tenant | None] = Fresh(self._tenant, clock=clock)
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._asked: float | None = None
+        self._asked = -inf
         self._asking: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         """Of the last question."""
@@ -122,7 +122,7 @@ class OidcAuthenticator:
 
     async def _key(self, id_: object) -> jwt.PyJWK:
         """Raises Unauthorized: the issuer has no such key; StateUnavailable: it is out of reach."""
-        age = inf if self._asked is None else self._clock() - self._asked
+        age = self._clock() - self._asked
         unknown = id_ not in self._keys
         if age >= KEYS_FRESH_S or (unknown and (age >= ASK_AGAIN_S or self._failure is not None)):
             # One question for all, and nobody's: whoever gives up waiting must not leave the
