@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from train import recipes
+
 ROOT = Path(__file__).parents[1]
 """Of the project, or of the copy that a job runs in."""
 
 SOURCES = ("models", "state", "train", "tune")
-RECIPES = "FRONTIER_RECIPES"
-"""Folders of further recipes, as ``PATH`` has them: train/discover.py."""
 
 
 def code_revision(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
@@ -27,7 +27,7 @@ def code_revision(root: Path = ROOT, environ: Mapping[str, str] = os.environ) ->
     ``ray job submit`` copies the tree without its ``.git``: then ``FRONTIER_REVISION`` or a
     file ``REVISION`` in it says which commit it was, or else the hash of its sources does.
     """
-    elsewhere = [Path(each) for each in environ.get(RECIPES, "").split(os.pathsep) if each]
+    elsewhere = [Path(folder) for folder in recipes.elsewhere(environ)]
     own = f"+recipes:{_hash_of_sources(elsewhere)}" if elsewhere else ""
     return (environ.get("FRONTIER_REVISION") or _own_revision(root)) + own
 

@@ -249,8 +249,8 @@ def _group(task: Task, launch: Launch, workers: int | tuple[int, int]) -> Metric
 
 def _adopt(environ: Mapping[str, str]) -> None:
     os.environ.update(environ)
-    for folder in environ.get("FRONTIER_RECIPES", "").split(os.pathsep):
-        if folder and folder not in recipes.__path__:
+    for folder in recipes.elsewhere(environ):
+        if folder not in recipes.__path__:
             recipes.__path__.append(folder)
 
 
@@ -358,8 +358,8 @@ def _raise_failure(out: Path) -> None:
 def _environ() -> dict[str, str]:
     """What a worker needs to be told of ours. It has another working directory."""
     told = {name: text for name, text in os.environ.items() if name.startswith("FRONTIER_")}
-    if "FRONTIER_RECIPES" in told:
-        told["FRONTIER_RECIPES"] = os.pathsep.join(recipes.__path__[1:])
+    if recipes.VARIABLE in told:
+        told[recipes.VARIABLE] = os.pathsep.join(recipes.__path__[1:])
     return told
 
 

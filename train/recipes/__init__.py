@@ -5,9 +5,15 @@ does. Their modules are imported as if they were here.
 """
 
 import os
+from collections.abc import Mapping
 
-__path__ += [
-    os.path.abspath(folder)
-    for folder in os.environ.get("FRONTIER_RECIPES", "").split(os.pathsep)
-    if folder
-]
+VARIABLE = "FRONTIER_RECIPES"
+
+
+def elsewhere(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The further folders that are named."""
+    named = environ.get(VARIABLE, "").split(os.pathsep)
+    return [os.path.abspath(folder) for folder in named if folder]
+
+
+__path__ += elsewhere()

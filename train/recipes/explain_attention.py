@@ -14,7 +14,7 @@ from pydantic import Field
 
 from models.errors import ConfigError
 from models.predictors import forecast_attention
-from train.data import m3
+from train.data import Part, m3
 from train.recipe import Config, Gate, Metrics, Recipe, RunContext
 from train.recipes import timeseries
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class ExplainAttention(Config):
     series: int = Field(default=300, ge=1, le=1428)
     """So many of M3's monthly ones."""
-    part: m3.Part = "test"
+    part: Part = "test"
     """Of each series: explained is the forecast of its last 18 months, or of those before."""
 
 

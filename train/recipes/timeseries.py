@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from models.predictors import forecast
 from models.predictors.forecast.settings import FILE, NetworkSettings, Settings
-from train.data import m3
+from train.data import Part, m3
 from train.recipe import Config, Gate, Metrics, Recipe, RunContext
 from train.space import Choice, Float
 
@@ -52,7 +52,7 @@ class TimeSeries(Config):
     ``naive`` or ``sarima``, which every artifact knows."""
     series: int | None = Field(default=None, ge=20)
     """Take so many of M3 instead of all."""
-    part: m3.Part = "test"
+    part: Part = "test"
     """``validation``: everything ends one horizon earlier, and the test part stays unseen. Choose
     a configuration there."""
     chunk: int = Field(default=48, ge=1)

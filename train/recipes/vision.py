@@ -6,11 +6,12 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from models.predictors import image
+from train.data import Part
 from train.recipe import Config, Gate, Metrics, Recipe, RunContext
 from train.space import Choice, Float, Int
 
@@ -35,7 +36,7 @@ class Vision(Config):
     hidden: int = Field(default=image.ARCHITECTURE.hidden, ge=1)
     train_images: int = Field(default=4000, ge=10, le=4000)
     """How many to learn from; fewer for a quick look."""
-    part: Literal["test", "validation"] = "test"
+    part: Part = "test"
     """``validation``: judged on the last fifth of the images to learn from, which are not learned
     from then; the test images stay unseen. Choose by it, then run once with ``test``."""
 
@@ -45,18 +46,12 @@ def run(config: Vision, context: RunContext) -> Metrics:
 
     from train.data import digits
 
-    data = digits.load()
+    data = digits.load(config.part)
     device = torch.device(context.device)
-    images, digits_of = data.train_images, data.train_labels
-    test_images, test_digits = data.test_images, data.test_labels
-    if config.part == "validation":
-        rest = len(images) * 4 // 5
-        test_images, test_digits = images[rest:], digits_of[rest:]
-        images, digits_of = images[:rest], digits_of[:rest]
-    pixels = image.pixels(images[: config.train_images]).to(device)
-    labels = torch.tensor(digits_of[: config.train_images], device=device)
-    test_pixels = image.pixels(test_images).to(device)
-    test_labels = torch.tensor(test_digits, device=device)
+    pixels = image.pixels(data.train_images[: config.train_images]).to(device)
+    labels = torch.tensor(data.train_labels[: config.train_images], device=device)
+    test_pixels = image.pixels(data.test_images).to(device)
+    test_labels = torch.tensor(data.test_labels, device=device)
 
     architecture = image.Architecture(channels=config.channels, hidden=config.hidden)
     net = image.build(architecture, seed=config.seed).to(device)
