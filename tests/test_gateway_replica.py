@@ -25,7 +25,9 @@ from deployments.tenants.principal import EVERYBODY
 from deployments.tenants.retention import Retention
 from deployments.webhooks.signature import signed
 from models.errors import ConfigError
-from state.counters import Limit, Strategy
+from state.counters import Limit, Strategy, open_counters
+from state.errors import StateUnavailable
+from state.places import Places
 
 SECRET = "of-16-characters-or-more"
 BODY = b'{"id":"evt_1","type":"t","payload":{}}'
@@ -164,6 +166,40 @@ async def test_quotas_count_as_the_configuration_says(
     assert level.remaining == 2, "of this very strategy's cell"
     services.meter.settle(admission, Work())
     await services.meter.close()
+    for task in replica._tasks:
+        task.cancel()
+    await asyncio.gather(*replica._tasks, return_exceptions=True)
+
+
+async def test_a_gateway_that_ends_settles_what_its_requests_have_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Services] = []
+    monkeypatch.setattr(replicas, "create_app", made.append)
+    replica = gateway_replica({}, plans={"small": {"tokens_per_minute": 7}})
+    replica.__serve_build_asgi_app__()
+    [services] = made
+    assert services.meter is not None
+    assert services.close is not None
+    counters = services.meter.counters
+    settle, outages = counters.settle, [StateUnavailable("away for a moment")]
+
+    async def at_second_try(*args: Any) -> bool:
+        if outages:
+            raise outages.pop()
+        return await settle(*args)
+
+    monkeypatch.setattr(counters, "settle", at_second_try)
+    who = replace(EVERYBODY, tenant="acme", plan="small")
+    admission = await services.meter.admit(who, "m", Work(completion_tokens=5))
+    services.meter.settle(admission, Work(completion_tokens=1))
+    await services.close()
+    after = open_counters(Places.of().counters)
+    strategy = Strategy(replica._config.gateway.quota_strategy)
+    limit = Limit(name="tokens_per_minute", strategy=strategy, amount=7, window_ms=60_000)
+    [level] = await after.levels("acme", [limit])
+    assert level.remaining == 6
+    await after.close()
     for task in replica._tasks:
         task.cancel()
     await asyncio.gather(*replica._tasks, return_exceptions=True)

@@ -76,8 +76,10 @@ def chat(model: str) -> dict[str, Any]:
     return {"model": model, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
 
 
-def ask(platform: Served, model: str) -> httpx.Response:
-    return httpx.post(f"{platform.url}/v1/completions", json=chat(model), timeout=60)
+def ask(platform: Served, model: str, key: str | None = None) -> httpx.Response:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    url = f"{platform.url}/v1/completions"
+    return httpx.post(url, json=chat(model), headers=headers, timeout=60)
 
 
 def answer(platform: Served, model: str) -> str:

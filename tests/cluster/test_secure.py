@@ -11,22 +11,14 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from deployments.launcher.background import Served
 from models.artifact import Facts
 from tests import tiny_models
 from tests.cluster.conftest import serving, tiny_args
-from tests.cluster.registered import chat, register
+from tests.cluster.registered import ask, register
 from tests.engines import adapters
 from tests.models.test_artifact import write_key
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
-
-
-def ask(platform: Served, model: str, key: str | None) -> httpx.Response:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    return httpx.post(
-        f"{platform.url}/v1/completions", json=chat(model), headers=headers, timeout=60
-    )
 
 
 def test_only_with_a_key_and_only_what_is_signed(
@@ -34,14 +26,12 @@ def test_only_with_a_key_and_only_what_is_signed(
 ) -> None:
     monkeypatch.setenv("FRONTIER_HOME", str(tmp_path / "home"))
     base = tiny_models.make("llama", tmp_path / "base", context=512)
-    for name in ("signed", "unsigned"):
-        if name == "signed":
-            private, public = write_key(tmp_path / "key.pem", Ed25519PrivateKey.generate())
-            monkeypatch.setenv("FRONTIER_SIGNING_KEY_FILE", private)
-        layers = adapters.LAYERS["llama"]
+    private, public = write_key(tmp_path / "key.pem", Ed25519PrivateKey.generate())
+    layers = adapters.LAYERS["llama"]
+    for name, key_file in (("signed", private), ("unsigned", "")):
+        monkeypatch.setenv("FRONTIER_SIGNING_KEY_FILE", key_file)
         folder = adapters.make(base, tmp_path / name, seed=1, target_modules=layers, r=4)
         register(folder, Facts(name=name, kind="causal-lm"))
-        monkeypatch.delenv("FRONTIER_SIGNING_KEY_FILE", raising=False)
     (tmp_path / "trusted.pem").write_bytes(public)
     monkeypatch.setenv("FRONTIER_TRUSTED_KEYS_FILE", str(tmp_path / "trusted.pem"))
     monkeypatch.setenv("FRONTIER_REQUIRE_SIGNATURE", "1")
@@ -49,7 +39,7 @@ def test_only_with_a_key_and_only_what_is_signed(
     with serving(tiny_args(base, replicas=1, slots=4), tmp_path, "--secure") as platform:
         [key] = set(re.findall(r"fr_\w+", platform.output()))
         assert "Open:" not in platform.output()
-        assert ask(platform, "tiny", None).status_code == 401
+        assert ask(platform, "tiny").status_code == 401
         assert ask(platform, "tiny", key[:-1] + ("a" if key[-1] != "a" else "b")).status_code == 401
         assert ask(platform, "tiny", key).status_code == 200
         assert httpx.get(f"{platform.url}/healthz", timeout=10).status_code == 200
