@@ -7,6 +7,7 @@ fixed-cost model) and ``autoscaling_config``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.serve import Application, Deployment
 
 from deployments.config import FixedCostModel, Replicas, parse
 from deployments.ingress import HOOK, middlewares
+from deployments.observability.traces import serve_environment
 from deployments.replicas import GatewayReplica, GeneratorReplica, PredictorReplica
 
 
@@ -39,14 +41,18 @@ def build(args: Mapping[str, Any]) -> Application:
 
 def gateway(replicas: Replicas) -> Deployment:
     """Where HTTP comes in."""
-    chosen = options(replicas)
-    hook = {"env_vars": {HOOK: f"{middlewares.__module__}:{middlewares.__name__}"}}
-    chosen["ray_actor_options"]["runtime_env"] = hook
+    hook = {HOOK: f"{middlewares.__module__}:{middlewares.__name__}"}
+    chosen = options(replicas, hook)
     return serve.deployment(serve.ingress()(GatewayReplica), name="gateway").options(**chosen)
 
 
-def options(replicas: Replicas) -> dict[str, Any]:
-    """Serve's deployment options for a ``Replicas`` section."""
+def options(replicas: Replicas, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Serve's deployment options for a ``Replicas`` section.
+
+    Args:
+        env: variables that only these replicas have.
+    """
+    env_vars = {**serve_environment(os.environ), **(env or {})}
     return {
         "autoscaling_config": {
             "min_replicas": replicas.min,
@@ -58,7 +64,11 @@ def options(replicas: Replicas) -> dict[str, Any]:
             "look_back_period_s": max(2 * replicas.metrics_interval_s, 2.0),
         },
         "max_ongoing_requests": replicas.max_ongoing_requests,
-        "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        "ray_actor_options": {
+            "num_cpus": replicas.cpus,
+            "num_gpus": replicas.gpus,
+            **({"runtime_env": {"env_vars": env_vars}} if env_vars else {}),
+        },
         "graceful_shutdown_timeout_s": replicas.drain_s,
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_surge_percent": replicas.max_surge_percent,

@@ -48,8 +48,15 @@ from deployments.gateway.app import create_app
 from deployments.gateway.services import EmbedResult, ServedModel, Services
 from deployments.observability import logs, ray_metrics
 from deployments.observability.cluster_metrics import ClusterMetrics
-from deployments.observability.events import BatchFailed, BatchRan, Emit, fan_out
+from deployments.observability.events import (
+    BatchFailed,
+    BatchRan,
+    Emit,
+    GenerationFinished,
+    fan_out,
+)
 from deployments.observability.exemplars import Exemplars
+from deployments.observability.traces import Traces
 from deployments.publishing import RegistryAdapters
 from deployments.remote import (
     RemoteEmbedder,
@@ -101,7 +108,7 @@ logger = logging.getLogger(__name__)
 def _observers() -> Emit:
     """Who is told what happens in this process."""
     logs.configure()
-    return fan_out(ray_metrics.subscriber(replica=_replica()), logs.log_failures)
+    return fan_out(ray_metrics.subscriber(replica=_replica()), logs.log_failures, Traces())
 
 
 def _replica() -> str:
@@ -157,8 +164,9 @@ class GeneratorReplica:
         self._found: dict[str, Version] = {}
         threads = _threads(model.engine.threads, model.replicas)
         engine = model.engine.model_copy(update={"threads": threads})
+        self._emit = _observers()
         self._engine = Engine(
-            name, folder, engine, model.queue, resolve=self._adapter_folder, emit=_observers()
+            name, folder, engine, model.queue, resolve=self._adapter_folder, emit=self._emit
         )
         rhythm = RegistryConfig.model_validate(registry)
         self._adapters = Pointers(self._look_up, self._preload, refresh_s=rhythm.refresh_s)
@@ -186,9 +194,16 @@ class GeneratorReplica:
                     begun, delta = True, replace(delta, versions=versions)
                 if delta.usage is not None:
                     delta = replace(delta, answered_by=answered_by)
+                    self._finished(request, delta)
                 yield delta
         except Exception as error:
             yield _told(self._name, error)
+
+    def _finished(self, request: GenerateRequest, last: Delta) -> None:
+        if last.usage is not None and last.timings is not None:
+            self._emit(
+                GenerationFinished(request_id=request.id, usage=last.usage, timings=last.timings)
+            )
 
     async def answer(self, request: GenerateRequest) -> list[Delta | PlatformError]:
         """All that ``generate`` yields, for those who want nothing before its end."""

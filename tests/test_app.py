@@ -8,6 +8,7 @@ import pytest
 from ray.serve import Application, Deployment
 
 from deployments.app import build
+from deployments.observability import traces
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
 
@@ -58,3 +59,25 @@ def test_serve_is_told_what_the_configuration_says(name: str) -> None:
     options = deployment.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (0.5, 0.25)
     assert deployment.name == name
+
+
+def variables(deployment: Deployment) -> dict[str, str]:
+    """That Serve reads in the deployment's replicas alone."""
+    environment: dict[str, str] = deployment.ray_actor_options.get("runtime_env", {}).get(
+        "env_vars", {}
+    )
+    return environment
+
+
+def test_every_replica_traces_where_traces_have_a_place_to_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = {"models": {"talk": {"task": "generate", "source": "./a"}}}
+    without = deployments(build(args))
+    assert not variables(without["talk"])
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    traced = deployments(build(args))
+    assert traces.SERVE_EXPORTER in variables(traced["talk"])
+    assert variables(traced["gateway"]) == (
+        variables(without["gateway"]) | variables(traced["talk"])
+    )

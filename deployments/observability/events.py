@@ -54,6 +54,20 @@ class RequestFinished:
     timings: Timings | None = None
     """What the engine measured; the gateway's own share is ``duration_s`` minus ``total_s``."""
 
+    @property
+    def failed(self) -> bool:
+        """By our fault: also where a stream that had begun ended in an error."""
+        return self.status >= 500 or (self.code is not None and self.status < 400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFinished:
+    """A replica has computed all of an answer."""
+
+    request_id: str
+    usage: Usage
+    timings: Timings
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestStarted:
@@ -202,6 +216,7 @@ class AlertRaised:
 
 Event: TypeAlias = (
     RequestFinished
+    | GenerationFinished
     | RequestStarted
     | RequestPreempted
     | RequestShed

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from typing import Protocol, TextIO
 
 import orjson
+from opentelemetry import trace
 
 from deployments.guardrails.kinds import Action, PiiKind
 from deployments.guardrails.pii import RULES
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 class JsonFormatter(logging.Formatter):
     """``ts`` (UTC), ``level``, ``logger``, ``message``; then, where known, the ``FIELDS`` from
-    ``extra=`` or of whom it is ``on_behalf_of``; and ``exception``, the traceback.
+    ``extra=`` or of whom it is ``on_behalf_of``; ``trace_id``; and ``exception``, the traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -71,6 +72,8 @@ class JsonFormatter(logging.Formatter):
             value = getattr(record, field, None) or known.get(field)
             if value is not None:
                 line[field] = value
+        if (span := trace.get_current_span().get_span_context()).is_valid:
+            line["trace_id"] = trace.format_trace_id(span.trace_id)
         if record.exc_info:
             # Not formatException: it prints, and Serve's replacement of print() garbles it.
             parts = traceback.format_exception(*record.exc_info)
@@ -130,7 +133,7 @@ def log_failures(event: Event) -> None:
     an alert.
     """
     match event:
-        case RequestFinished() if event.status >= 500 or (event.code and event.status < 400):
+        case RequestFinished() if event.failed:
             logger.error(
                 "%s %s failed: %s after %.3f s",
                 event.method,

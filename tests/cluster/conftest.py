@@ -72,10 +72,19 @@ def on_a_free_port(folder: Path) -> Path:
 
 
 def metric(served: Served, name: str, **labels: str) -> float:
-    """Sum of a metric's samples that have these labels, over the whole cluster; if there are
-    none, NaN, which equals and exceeds nothing.
+    """See ``on_page``; of this moment."""
+    return on_page(metrics(served), name, **labels)
+
+
+def metrics(served: Served) -> str:
+    """The page of the whole cluster: one look at it takes seconds where engines have all cores."""
+    return httpx.get(f"{served.url}/metrics", timeout=30).text
+
+
+def on_page(page: str, name: str, **labels: str) -> float:
+    """Sum of a metric's samples that have these labels; if there are none, NaN, which equals and
+    exceeds nothing.
     """
-    page = httpx.get(f"{served.url}/metrics", timeout=10).text
     # Its own lines alone: parsing all takes seconds beside streams that this process reads.
     lines = [line + "\n" for line in page.splitlines() if line.startswith(name)]
     values = [

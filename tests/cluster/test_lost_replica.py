@@ -13,7 +13,15 @@ import httpx
 import pytest
 
 from deployments.launcher.background import Served
-from tests.cluster.conftest import metric, replica_ids, serving, tiny_args, wait_until
+from tests.cluster.conftest import (
+    metric,
+    metrics,
+    on_page,
+    replica_ids,
+    serving,
+    tiny_args,
+    wait_until,
+)
 from tests.cluster.streams import Outcome, stream, whole
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -45,11 +53,12 @@ async def test_killed_replica_fails_only_what_it_had_begun(pair: Served) -> None
     """Processes of the replicas that answer one request while another one waits."""
 
     def crowded() -> bool:
+        page = metrics(pair)
         victims[:] = [
             pid
             for replica, pid in replicas.items()
-            if metric(pair, "frontier_running_sequences", replica=replica) == 1
-            and metric(pair, "frontier_queue_depth", replica=replica) >= 1
+            if on_page(page, "frontier_running_sequences", replica=replica) == 1
+            and on_page(page, "frontier_queue_depth", replica=replica) >= 1
         ]
         return bool(victims)
 
