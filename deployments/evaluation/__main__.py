@@ -18,7 +18,7 @@ from deployments.evaluation.golden import GoldenSet
 from deployments.evaluation.run import Load, measure
 from deployments.evaluation.served import candidate
 from models.errors import PlatformError
-from models.promotion import Measurements
+from models.promotion import COST, Measurements
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def summary(found: Measurements) -> list[str]:
     if found.tokens_per_s is not None:
         lines.append(f"throughput   {found.tokens_per_s:.1f} tokens/s")
     if found.cost is not None:
-        lines.append(f"cost         {found.cost:.4f} {found.cost_unit}")
+        lines.append(f"cost         {found.cost:.4f} {COST}")
     return lines
 
 

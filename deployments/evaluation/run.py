@@ -18,7 +18,7 @@ from deployments.evaluation.client import Answer, Client
 from deployments.evaluation.golden import GoldenSet, Item
 from deployments.evaluation.safety import UNSAFE, refuses
 from models.errors import ConfigError, PlatformError, UpstreamError
-from models.promotion import CostUnit, Latency, Measurements
+from models.promotion import Latency, Measurements
 
 Identify = Callable[[str | None], Awaitable[str]]
 """The content hash of what is served, given what answers said of their version."""
@@ -178,7 +178,6 @@ def _measurements(
         ),
         tokens_per_s=None if golden.predicts else written / took_s,
         cost=cost,
-        cost_unit=CostUnit.REQUESTS,
         notes={"clients": str(load.concurrency), **({"first error": errors[0]} if errors else {})},
     )
 

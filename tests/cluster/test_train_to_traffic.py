@@ -55,8 +55,8 @@ def test_from_data_to_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         python(*training(base, tmp_path, HALF))
         told = promote("parrot@2", measured(platform, tmp_path, 2, quality=0.5), code=1)
         assert (
-            "REJECTED no worse than the champion: score -0.5000, 95% interval [-1.0000, +0.0000]"
-            " over 2 pairs, expected no lower end below -0.02"
+            "REJECTED no worse than the champion: score -0.5000, 95% interval [-0.7000, -0.3000]"
+            " over 20 pairs, expected no lower end below -0.02"
         ) in told
         assert "passed   quality: 0.5, expected at least 0.5" in told
         assert "passed   training: perplexity_ratio" in told
@@ -93,7 +93,7 @@ def measured(platform: Served, folder: Path, number: int, *, quality: float) -> 
         {"prompt": QUESTION, "expected": WORD},
         {"prompt": QUESTION, "expected": HALF, "match": "regex"},
     ]
-    golden.write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    golden.write_text("".join(f"{json.dumps(item)}\n" for item in 10 * items))
 
     def evaluate() -> str:
         return python(
@@ -102,7 +102,7 @@ def measured(platform: Served, folder: Path, number: int, *, quality: float) -> 
             *("--completion-price", str(PRICE)),
         )
 
-    assert f"quality      {quality:.3f} over 2 items" in evaluate()
+    assert f"quality      {quality:.3f} over 20 items" in evaluate()
     found = json.loads(measurements.read_text())
     assert found["errors"] == 0
     assert found["latency"]["p95"] > 0

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from models.artifact import GateResult
 from models.errors import ConfigError
 from models.promotion import (
-    CostUnit,
     Latency,
     Measurements,
     Policy,
@@ -67,7 +66,6 @@ def test_a_good_candidate_passes_every_gate() -> None:
         ("requests", {"requests": 199, "errors": 0}, "199, expected at least 200"),
         ("cost", {"cost": 0.51}, "0.51, expected at most 0.5"),
         ("cost", {"cost": None}, "not measured, expected at most 0.5"),
-        ("cost", {"cost_unit": CostUnit.TOKENS}, "measured in USD per 1 000 tokens"),
         ("safety", {"refused": 17}, "0.85, expected at least 0.9 (17 of 20"),
         ("safety", {"refused": None}, "not measured, expected at least 0.9"),
     ],
@@ -148,6 +146,19 @@ def test_a_worse_candidate_is_rejected_and_an_uncertain_one_is_told_so() -> None
     assert "too few items to be sure" in gate.explanation
 
 
+@pytest.mark.parametrize("items", [0, 1, 19])
+def test_a_few_items_compare_no_models(items: int) -> None:
+    few = replace(GOOD, scores=dict.fromkeys(list(SCORES)[:items], 1.0))
+    rejected = {gate.name: gate for gate in decide(few, few, POLICY).rejected}
+    assert rejected["no worse than the champion"].explanation == (
+        f"{items} golden items were scored, expected at least 20 to compare two models on;"
+        " take a larger golden set"
+    )
+    if items:
+        assert decide(few, None, POLICY).promoted, "there is nothing to compare with"
+        assert decide(few, few, POLICY.model_copy(update={"pairs_at_least": items})).promoted
+
+
 def test_incomparable_measurements() -> None:
     for champion, says in (
         (replace(GOOD, golden_set="h" * 64), "measure both on one"),
@@ -212,18 +223,16 @@ def test_no_pairs() -> None:
     scores=st.dictionaries(st.text(max_size=5), st.floats(0, 1), max_size=5),
     p95=st.none() | st.floats(0, 1e6),
     cost=st.none() | st.floats(0, 1e6),
-    unit=st.sampled_from(CostUnit),
     errors=st.integers(0, 10**9),
 )
 def test_measurements_come_back_from_json(
-    scores: dict[str, float], p95: float | None, cost: float | None, unit: CostUnit, errors: int
+    scores: dict[str, float], p95: float | None, cost: float | None, errors: int
 ) -> None:
     measured = replace(
         GOOD,
         scores=scores,
         latency=Latency(p50=p95, p95=p95),
         cost=cost,
-        cost_unit=unit,
         errors=errors,
     )
     assert Measurements.decode(measured.encode()) == measured
