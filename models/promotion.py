@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 COST = "USD per 1 000 requests"
-"""What costs are given in, here and in the policy: who needs more words for an answer costs more."""
+"""What costs are given in: whoever needs more words for an answer costs more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
