@@ -139,7 +139,7 @@ async def compare(base: Path, threads: int, rounds: int, new_tokens: int) -> Rep
     report.add(
         f"SmolLM2-135M-Instruct, float32, {threads} threads, {BATCH} requests, prompts of"
         f" {PROMPT_TOKENS} tokens, {new_tokens} new tokens, adapters of rank {RANK}; medians of"
-        f" {rounds} rounds."
+        f" {rounds} rounds, of speeds and of their ratios."
     )
     report.add(table(("layers", "requests", "base tok/s", "tok/s", "of the base", "goal"), lines))
     return report

@@ -168,7 +168,7 @@ async def compare(
     report.add(
         f"SmolLM2-135M-Instruct, the engine in {dtype}, `generate` in float32, {threads} threads,"
         f" greedy, prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new tokens where equal;"
-        f" medians of {rounds} rounds in turn."
+        f" medians of {rounds} rounds in turn, of speeds and of their ratios."
     )
     report.add(table(("requests", "engine tok/s", "generate tok/s", "ratio", "goal"), rows))
     return report

@@ -3,10 +3,12 @@
 ``python -m benchmarks.train``
 
 The Trainer is given the very rows of our steps, in the same order: the same model, adapter,
-optimiser, learning rate and dtype, once padded to the longest of a batch (its default) and
-once flattened into one row, which is its own way of packing. Tokens are real ones, on all
-sides: padding and repeated ones do not count. All take turns, and each ratio is of
-neighbours in time, so that a machine whose speed drifts does not decide.
+optimiser, learning rate and dtype, once padded to the longest of a batch (its default) and once
+flattened into one row, which is its own way of packing. We pack the rows of a step by
+ourselves; that a step has as many rows as the next (``packing: false``) is for the Trainer,
+which counts rows. Tokens are real ones, on all sides: padding and repeated ones do not count.
+All take turns, and each ratio is of neighbours in time, so that a machine whose speed drifts
+does not decide.
 """
 
 from __future__ import annotations
@@ -276,7 +278,8 @@ def compare_loops(work: Work, rounds: int) -> tuple[str, str]:
         f"{config.model.source}, LoRA r {config.model.lora.r} on all linear layers, float32,"
         f" {torch.get_num_threads()} threads; {config.training.steps} steps of {largest} rows"
         f" ({lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]};"
-        f" {share:.0%} of a padded batch is real); medians of {rounds} rounds in turn."
+        f" {share:.0%} of a padded batch is real), which our loop packs into one; medians of"
+        f" {rounds} rounds in turn, of speeds and of their ratios."
     )
     head = (
         "loop",
@@ -344,9 +347,10 @@ def compare_ray(text: Path, rounds: int, most_threads: int) -> Iterator[str]:
     head = ("cores for the worker", "plain, s a step", "Ray Train, s a step", "overhead", "goal")
     yield table(head, lines)
     yield (
-        f"{RAY_ROWS} rows a step, {RAY_STEPS} steps, medians of {rounds} rounds in turn, each in a"
-        " fresh process. Ray's own processes (raylet, GCS, agents, controller) need about a tenth"
-        " of a core; where the worker has them all, they take it from the worker."
+        f"{RAY_ROWS} rows a step, {RAY_STEPS} steps, medians of {rounds} rounds in turn, of times and"
+        " of the ratios of neighbours, each in a fresh process. Ray's own processes (raylet, GCS,"
+        " agents, controller) need about a tenth of a core; where the worker has them all, they"
+        " take it from the worker."
     )
 
 
@@ -354,7 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rows", type=int, default=8, help="a step")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--no-ray", action="store_true", help="the loops alone")

@@ -23,8 +23,8 @@ from models.errors import ConfigError
 from tests.train.collecting import archive_and_collect, uses
 from tests.tune import hill
 from tests.tune.hill import RECIPE, Hill, height
-from train import registered
-from train.discover import Found
+from train import history, registered
+from train.discover import Found, discover, find
 from train.folder import RunFolder
 from train.recipe import Recipe
 from train.recipes.branin import RECIPE as BRANIN
@@ -43,6 +43,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"steps": 10, "seconds": 0.01}
+SWEPT = [recipe for recipe in discover().recipes.values() if recipe.space and not recipe.inputs]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,11 @@ def steps_taken(folder: Path) -> dict[str, list[int]]:
         name, step, _ = line.split()
         taken[name].append(int(step))
     return taken
+
+
+def folder_of_turn(trial: Trial) -> str:
+    """Of the run that goes on from another one's checkpoint."""
+    return f"{trial.number:04d}-{trial.turn}"
 
 
 def test_a_crowd_of_trials_waits_for_room(two_cpus: None, tmp_path: Path) -> None:
@@ -175,15 +181,43 @@ def test_pbt_goes_on_from_better_checkpoints_with_other_values(
     assert copies, "nobody was copied"
     taken = steps_taken(tmp_path)
     for trial in copies:
-        name = f"{trial.number:04d}-{trial.turn}"
-        steps = taken[name]
+        steps = taken[folder_of_turn(trial)]
         assert steps[0] > 1, "it began at the beginning"
         assert steps == list(range(steps[0], 21))
         assert trial.point != trial.first_point
-        config = (
-            tmp_path / "trials" / f"{trial.number:04d}-{trial.turn}" / "config.yaml"
-        ).read_text()
+        config = (tmp_path / "trials" / folder_of_turn(trial) / "config.yaml").read_text()
         assert f"pace: {trial.point['pace']!r}" in config
+
+
+def test_networks_that_fall_behind_go_on_from_the_best(two_cpus: None, tmp_path: Path) -> None:
+    """The file that people start from, with fewer digits."""
+    document = load_yaml((ROOT / "tune" / "sweeps" / "vision-pbt.yaml").read_text())
+    recipe = find(document.pop("recipe"))
+    document["config"] |= {"train_images": 300, "epochs": 8}
+    trials, _ = swept(tmp_path, recipe, **document)
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 4
+    copies = [trial for trial in trials if trial.turn]
+    assert copies, "nobody was copied"
+    for trial in copies:
+        steps = [
+            report.step for report in history.read(tmp_path / "trials" / folder_of_turn(trial))
+        ]
+        assert steps[0] > 1, "it began at the beginning"
+        assert steps[-1] == 8
+        assert trial.point != trial.first_point
+
+
+@pytest.mark.parametrize("recipe", SWEPT, ids=[recipe.name for recipe in SWEPT])
+def test_a_recipe_is_swept_over_the_space_it_names(
+    recipe: Recipe[Any], two_cpus: None, tmp_path: Path
+) -> None:
+    smoke = recipe.smoke.model_dump(exclude_unset=True)
+    trials, _ = swept(tmp_path, recipe, trials=2, config=smoke)
+    assert [trial.status for trial in trials] == [Status.FINISHED] * 2
+    assert trials[0].point.keys() == recipe.space.keys()
+    assert trials[0].point != trials[1].point
+    metric = next(iter(recipe.gates))
+    assert all(math.isfinite(trial.value(metric) or math.nan) for trial in trials)
 
 
 def test_what_a_recipe_raises_ends_its_trial_and_no_other(two_cpus: None, tmp_path: Path) -> None:
