@@ -347,10 +347,10 @@ def compare_ray(text: Path, rounds: int, most_threads: int) -> Iterator[str]:
     head = ("cores for the worker", "plain, s a step", "Ray Train, s a step", "overhead", "goal")
     yield table(head, lines)
     yield (
-        f"{RAY_ROWS} rows a step, {RAY_STEPS} steps, medians of {rounds} rounds in turn, of times and"
-        " of the ratios of neighbours, each in a fresh process. Ray's own processes (raylet, GCS,"
-        " agents, controller) need about a tenth of a core; where the worker has them all, they"
-        " take it from the worker."
+        f"{RAY_ROWS} rows a step, {RAY_STEPS} steps, medians of {rounds} rounds in turn, of times"
+        " and of the ratios of neighbours, each in a fresh process. Ray's own processes (raylet,"
+        " GCS, agents, controller) need about a tenth of a core; where the worker has them all,"
+        " they take it from the worker."
     )
 
 
