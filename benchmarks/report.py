@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Report:
 
 def circumstances() -> str:
     """The command, processor, memory and versions."""
-    command = " ".join(["python", "-m", _module(), *sys.argv[1:]])
+    command = shlex.join(["python", "-m", _module(), *sys.argv[1:]])
     memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
