@@ -17,7 +17,7 @@ from deployments import catalogue, replicas
 from deployments.caching.identity import identity, with_adapter
 from deployments.catalogue import Catalogue
 from deployments.config import GenerateModel
-from deployments.observability.events import discard
+from deployments.observability.events import Event, GenerationFinished, discard
 from deployments.replicas import GeneratorReplica
 from models import artifact
 from models.artifact import Facts
@@ -134,6 +134,18 @@ async def test_it_tells_how_its_engine_reads(shell: GeneratorReplica) -> None:
     wrong = await shell.detokenize([10**6])
     assert isinstance(wrong, InvalidInput)
     assert isinstance(await shell.tokenize((10**6,)), InvalidInput)
+
+
+async def test_an_answer_that_is_whole_is_told_of_once(shell: GeneratorReplica) -> None:
+    told: list[Event] = []
+    shell._emit = told.append
+    assert isinstance(await ask(shell, "absent"), NotFound)
+    assert not told
+    await ask(shell, None)
+    [event] = told
+    assert isinstance(event, GenerationFinished)
+    assert (event.request_id, event.usage.completion_tokens) == ("r", 8)
+    assert 0 < event.timings.ttft_s <= event.timings.total_s
 
 
 async def test_a_moved_alias_under_load(

@@ -74,13 +74,15 @@ class Traces:
         self._tracer = tracer or trace.get_tracer(__name__)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, (RequestFinished, GenerationFinished)):
-            span = trace.get_current_span()
-            if span.is_recording():
-                if isinstance(event, RequestFinished):
-                    _describe(span, event)
-                else:
-                    self._account(span, event)
+        if not isinstance(event, (RequestFinished, GenerationFinished)):
+            return
+        span = trace.get_current_span()
+        if not span.is_recording():
+            return
+        if isinstance(event, RequestFinished):
+            _describe(span, event)
+        else:
+            self._account(span, event)
 
     def _account(self, span: Span, event: GenerationFinished) -> None:
         """Lay the engine's phases out, as they went by until now."""
